@@ -1,0 +1,37 @@
+"""How long work reports how far it is: libraries call back, the command line draws a bar."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+
+class Progress(Protocol):
+    """Receives news of a long step."""
+
+    def __call__(self, advance: int, total: int, **figures: float) -> None:
+        """Tell that ``advance`` more of ``total`` units are done, with figures such as the loss."""
+
+
+def silent(advance: int, total: int, **figures: float) -> None:
+    """Ignore all news."""
+
+
+@contextmanager
+def progress_bar(what: str, unit: str) -> Iterator[Progress]:
+    """A bar on stderr with rate and remaining time; where stderr is no terminal, a line now and then."""
+    interval_s = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        desc=what, unit=f" {unit}", file=sys.stderr, mininterval=interval_s, dynamic_ncols=True
+    ) as bar:
+
+        def update(advance: int, total: int, **figures: float) -> None:
+            if bar.total != total:
+                bar.total = total
+            if figures:
+                bar.set_postfix({k: f"{v:.4f}" for k, v in figures.items()}, refresh=False)
+            bar.update(advance)
+
+        yield update

@@ -1,0 +1,1 @@
+"""Click models on feature vectors: data set, models, training, evaluation, export."""
