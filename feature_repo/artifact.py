@@ -1,0 +1,79 @@
+"""What an artifact folder says about itself: the only thing that training and serving share.
+
+``runs/<run>/``::
+
+    manifest.json       this document
+    weights.safetensors the trained weights
+    score.pt2           the exported program: program inputs -> logits
+
+The program's inputs, in order, are those of :data:`PROGRAM_INPUTS`; ``encoders.inputs`` builds them
+from what the reader returns, in the same way for training and serving.
+"""
+
+from typing import Any, Literal
+
+from pydantic import AwareDatetime
+
+from feature_repo.manifest import Document
+
+PROGRAM_INPUTS = (
+    "table",
+    "history_rows",
+    "history_item_keys",
+    "history_ages",
+    "history_totals",
+    "user_dense",
+    "candidate_rows",
+    "candidate_item_keys",
+    "candidate_dense",
+    "candidate_categories",
+    "context",
+)
+"""Shapes: B = contexts (one user at one time), S = scenes, M = behaviours per scene, C = candidates
+per context, D = vector width, V = table rows.
+
+table                 float32 [V, D]     row 0 is all zero: "no text"
+history_rows          int64   [B, S, M]  rows of ``table``, 0 = nothing there; newest at M-1
+history_item_keys     int64   [B, S, M]
+history_ages          float32 [B, S, M]  seconds before the request
+history_totals        float32 [B, S]     behaviours of all time
+user_dense            float32 [B, Fu]    NaN = missing
+candidate_rows        int64   [B, C]
+candidate_item_keys   int64   [B, C]     0 = padding
+candidate_dense       float32 [B, C, Fi] NaN = missing
+candidate_categories  int64   [B, C, K]  index into the vocabulary, 0 = unknown or missing
+context               float32 [B, C, Fx] NaN = missing
+
+Output: float32 [B, C], logits.
+"""
+
+
+class ArtifactManifest(Document):
+    """A trained model."""
+
+    format: Literal[1] = 1
+    run: str
+    created: AwareDatetime
+    dataset: str
+    source_fingerprint: str
+    feature_service: str
+    scenes: tuple[str, ...]
+    sequence_length: int
+    """M."""
+    user_dense_names: tuple[str, ...]
+    item_dense_names: tuple[str, ...]
+    context_names: tuple[str, ...]
+    category_vocabularies: dict[str, tuple[str, ...]]
+    """Column -> values; value i has index i + 1."""
+    encoder_fingerprint: str
+    """Of the embedding table that the weights were trained on."""
+    encoder_width: int
+    recipe: str
+    config: dict[str, Any]
+    seed: int
+    git_revision: str | None
+    versions: dict[str, str]
+    train_start: AwareDatetime
+    train_end: AwareDatetime
+    metrics: dict[str, dict[str, Any]]
+    """Split -> metric -> value."""

@@ -1,0 +1,86 @@
+"""What the one reader returns, offline and online: numpy arrays, never a store's own types.
+
+Shapes: R = rows read, N = behaviours kept per scene, F = dense columns.
+
+Sequences are right-aligned: the newest behaviour is always at index N-1, so "the last M" is
+``[:, -M:]`` and the distance from the end is the same number for every user.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SceneSequence:
+    """The last N behaviours of one scene, oldest first.
+
+    Args:
+        behavior_ids: int64 [R, N]; 0 where there is none.
+        item_keys: int64 [R, N]; 63-bit hash of the item id, 0 where the event names none.
+        timestamps: int64 [R, N]; epoch seconds, 0 where there is none.
+        total: int64 [R]; behaviours of all time, not only the kept ones.
+    """
+
+    behavior_ids: NDArray[np.int64]
+    item_keys: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    total: NDArray[np.int64]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Bool [R, N]; True means keep: a behaviour is there."""
+        return self.behavior_ids != 0
+
+
+@dataclass(frozen=True)
+class UserFeatures:
+    """Users as they were known at their request times.
+
+    Args:
+        user_ids: str objects [R].
+        request_times: int64 [R]; epoch microseconds, UTC.
+        found: bool [R]; True where the store knows the user at that time.
+        sequences: scene -> its sequences.
+        dense: float32 [R, F]; NaN where missing or expired.
+        dense_names: the F names.
+    """
+
+    user_ids: NDArray[np.object_]
+    request_times: NDArray[np.int64]
+    found: NDArray[np.bool_]
+    sequences: dict[str, SceneSequence]
+    dense: NDArray[np.float32]
+    dense_names: tuple[str, ...]
+
+    def ages(self, scene: str) -> NDArray[np.float32]:
+        """Seconds from each behaviour to the request, float32 [R, N]; 0 where there is none."""
+        sequence = self.sequences[scene]
+        seconds = self.request_times[:, None] // 1_000_000 - sequence.timestamps
+        return np.where(sequence.mask, seconds, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Items as they were known at their request times.
+
+    Args:
+        item_ids: str objects [R].
+        request_times: int64 [R]; epoch microseconds, UTC.
+        found: bool [R]; True where the store knows the item at that time.
+        item_keys: int64 [R]; what sequences hold for this item, computed from the id.
+        text_ids: int64 [R]; behaviour id of the title, 0 where missing.
+        dense: float32 [R, F]; NaN where missing or expired.
+        dense_names: the F names.
+        categorical: column name -> str objects [R], None where missing.
+    """
+
+    item_ids: NDArray[np.object_]
+    request_times: NDArray[np.int64]
+    found: NDArray[np.bool_]
+    item_keys: NDArray[np.int64]
+    text_ids: NDArray[np.int64]
+    dense: NDArray[np.float32]
+    dense_names: tuple[str, ...]
+    categorical: dict[str, NDArray[np.object_]]
