@@ -1,0 +1,171 @@
+"""Where a benchmark leaves its figures: a JSON file for programs, a page beside it for people.
+
+``benchmarks/results/<what>_<hardware>_<YYYY-MM-DD>.json`` holds ``command``, ``git_revision``,
+``hardware``, ``versions``, ``date`` and the benchmark's own figures.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = (
+    "duckdb",
+    "feast",
+    "ibis-framework",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "redis",
+    "scikit-learn",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""Packages whose versions can move a figure."""
+OWN_KEYS = frozenset({"command", "git_revision", "hardware", "versions", "date"})
+
+
+def write_result(what: str, command: str, figures: dict[str, Any]) -> Path:
+    """Write the figures of one benchmark, replacing those of the same day and hardware.
+
+    Args:
+        what: What was measured, as it shall stand in the file's name: ``encode``.
+        command: How to measure it again, from the project's root.
+        figures: The benchmark's keys and raw numbers, JSON values; units in the keys' names.
+
+    Returns:
+        The JSON file; the page for people has the same name with ``.md``.
+
+    Raises:
+        ValueError: If a figure has the name of a key that every file has.
+    """
+    clash = OWN_KEYS & figures.keys()
+    if clash:
+        raise ValueError(f"figures must not be called {sorted(clash)}: every result file has these")
+    hardware = describe_hardware()
+    date = datetime.now(UTC).date().isoformat()
+    result = {
+        "command": command,
+        "git_revision": git_revision(),
+        "hardware": hardware,
+        "versions": package_versions(),
+        "date": date,
+        **figures,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{what}_{hardware['name']}_{date}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_page(what, result, figures), encoding="utf-8")
+    return path
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Describe the machine; ``name`` is short, for file names, and cores are those in reach."""
+    processor, flags = _processor()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    units = [unit for unit in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if unit in flags]
+    family = next(
+        (name for name in ("xeon", "epyc", "ryzen", "core", "apple") if name in processor.lower()),
+        re.sub(r"[^a-z0-9]+", "-", platform.machine().lower()),
+    )
+    amx = "-amx" if "amx_bf16" in flags else ""
+    return {
+        "name": f"{cores}-core-{family}{amx}",
+        "processor": processor,
+        "cores": cores,
+        "memory_gib": _memory_gib(),
+        "units": units,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the installed packages that can move a figure."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> str | None:
+    """Name the checked-out commit, with ``+changes`` where tracked files differ from it."""
+    try:
+        revision = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=RESULTS.parent, check=True, capture_output=True, text=True
+    )
+    return result.stdout.strip()
+
+
+def _processor() -> tuple[str, frozenset[str]]:
+    """Name and feature flags of the processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine(), frozenset()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
+    return (
+        name.group(1) if name else platform.machine(),
+        frozenset(flags.group(1).split()) if flags else frozenset(),
+    )
+
+
+def _memory_gib() -> float | None:
+    if sys.platform == "win32":
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def _page(what: str, result: dict[str, Any], figures: dict[str, Any]) -> str:
+    """Write the figures as a page for people."""
+    hardware = result["hardware"]
+    lines = [
+        f"# {what}, {result['date']}",
+        "",
+        f"`{result['command']}` at revision `{result['git_revision']}`",
+        "",
+        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB "
+        f"({', '.join(hardware['units']) or 'no vector units listed'}); "
+        + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+        "",
+        "| Figure | Value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in _flat(figures)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Turn ``{"a": {"b": 1}}`` into ``[("a.b", "1")]``; plain lists stay on one line."""
+    if isinstance(value, dict):
+        prefix = f"{name}." if name else ""
+        return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}{key}")]
+    if isinstance(value, list):
+        if any(isinstance(inner, dict | list) for inner in value):
+            return [row for i, inner in enumerate(value) for row in _flat(inner, f"{name}[{i}]")]
+        return [(name, ", ".join(_shown(inner) for inner in value))]
+    return [(name, _shown(value))]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")

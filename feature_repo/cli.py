@@ -1,0 +1,169 @@
+"""Commands that make features and look at them."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from feature_repo.command import Settings, emit, pass_settings, say
+from feature_repo.dataset import load_dataset
+from feature_repo.ingest import IngestSummary
+from feature_repo.ingest import ingest as run_ingest
+from feature_repo.manifest import load_manifest
+from feature_repo.progress import progress_bar
+from feature_repo.shop import ShopConfig, generate_shop
+
+# Feast takes two seconds to import: only the commands that need it load it, inside.
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--num-users", type=int, default=ShopConfig.num_users, show_default=True)
+@click.option("--num-events", type=int, default=ShopConfig.num_events, show_default=True)
+@click.option("--seed", type=int, default=ShopConfig.seed, show_default=True)
+def shop(folder: Path, num_users: int, num_events: int, seed: int) -> None:
+    """Generate the built-in shop's raw logs into FOLDER.
+
+    Example: longtrail shop /tmp/shop --num-users 5000 --num-events 200000
+    """
+    summary = generate_shop(
+        folder, ShopConfig(num_users=num_users, num_events=num_events, seed=seed)
+    )
+    emit({"folder": str(folder), **asdict(summary)})
+
+
+@click.command()
+@click.argument("toml", type=_FILE)
+@click.option("--data-dir", type=_FOLDER, help="What {dir} in the queries stands for.")
+@click.option("--dry-run", is_flag=True, help="Show counts, ranges and samples; write nothing.")
+@pass_settings
+def ingest(settings: Settings, toml: Path, data_dir: Path | None, dry_run: bool) -> None:
+    """Turn the raw logs that TOML describes into canonical tables.
+
+    Rows that cannot be used go to tables/rejected.parquet with the reason. Running it again on the
+    same files changes nothing.
+
+    Example: longtrail ingest feature_repo/datasets/online_retail.toml --dry-run
+    """
+    began = time.perf_counter()
+    dataset = load_dataset(toml, data_dir=data_dir)
+    with progress_bar("ingest", "steps") as progress:
+        summary = run_ingest(settings.home, dataset, dry_run=dry_run, progress=progress)
+    for note in summary.notes:
+        say(f"Note: {note}.")
+    emit(ingest_result(summary, dry_run=dry_run, seconds=time.perf_counter() - began))
+
+
+def ingest_result(summary: IngestSummary, *, dry_run: bool, seconds: float) -> dict[str, Any]:
+    """The JSON line of an ingest."""
+    manifest = summary.manifest.model_dump(mode="json")
+    shown = [name for name in manifest if name not in ("source_fingerprint", "num_buckets")]
+    result: dict[str, Any] = {name: manifest[name] for name in shown}
+    result |= {
+        "changed": summary.changed,
+        "rejected": summary.rejected,
+        "notes": list(summary.notes),
+        "seconds": round(seconds, 3),
+    }
+    if dry_run:
+        result |= {"dry_run": True, "samples": summary.samples}
+    return result
+
+
+@click.command()
+@click.option("--threads", type=int, default=2, show_default=True, help="Of the query engine.")
+@pass_settings
+def sequences(settings: Settings, threads: int) -> None:
+    """Build point-in-time features: user sequences, user statistics, daily item snapshots.
+
+    Only what is new since the last run is built.
+
+    Example: longtrail sequences
+    """
+    emit(build_features(settings, threads=threads))
+
+
+def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
+    """Build the three views; the command's JSON line."""
+    from feature_repo.item_stats import build_item_stats
+    from feature_repo.sequences import build_sequences
+    from feature_repo.user_stats import build_user_stats
+
+    manifest = load_manifest(settings.home)
+    builds = {
+        "user_sequences": build_sequences,
+        "user_stats": build_user_stats,
+        "items": build_item_stats,
+    }
+    result = {}
+    for name, build in builds.items():
+        with progress_bar(name, "events") as progress:
+            result[name] = asdict(build(settings.home, manifest, progress, threads=threads))
+    return result
+
+
+@click.command()
+@pass_settings
+def apply(settings: Settings) -> None:
+    """Register entities, views and services; the same as `feast apply` in feature_repo/.
+
+    Example: longtrail apply
+    """
+    from feature_repo.materialize import apply as run_apply
+
+    emit(asdict(run_apply(settings.home, settings.profile)))
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Copy everything again, into empty tables.")
+@pass_settings
+def materialize(settings: Settings, full: bool) -> None:
+    """Copy each key's latest features to the online store.
+
+    Example: longtrail materialize
+    """
+    from feature_repo.materialize import materialize as run_materialize
+
+    began = time.perf_counter()
+    with progress_bar("materialize", "views") as progress:
+        views = run_materialize(settings.home, settings.profile, full=full, progress=progress)
+    emit(
+        {
+            "views": {
+                view.name: {"from": view.start, "seconds": round(view.seconds, 3)} for view in views
+            },
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+
+
+@click.command()
+@click.option("--sample", type=click.IntRange(1), default=1000, show_default=True, help="Keys.")
+@pass_settings
+def parity(settings: Settings, sample: int) -> None:
+    """Compare what training reads with what serving reads, value by value; exit code 1 if not equal.
+
+    Example: longtrail parity --sample 2000
+    """
+    from feature_repo.parity import check_parity
+
+    began = time.perf_counter()
+    with progress_bar("parity", "kinds") as progress:
+        report = check_parity(settings.home, settings.profile, sample=sample, progress=progress)
+    emit({**asdict(report), "seconds": round(time.perf_counter() - began, 3)})
+    if report.mismatches:
+        first = report.differences[0]
+        say(
+            f"Error: {report.mismatches:,} of {report.compared_values:,} values differ, first "
+            f"{first['feature']} of {first['key']}: {first['offline']} offline, {first['online']} "
+            "online; run `longtrail materialize --full`"
+        )
+        raise SystemExit(1)
+
+
+commands: list[click.Command] = [shop, ingest, sequences, apply, materialize, parity]

@@ -1,0 +1,204 @@
+"""What exists in the feature store: entities, sources, views and services.
+
+Made from the manifest that ingest wrote; before any ingest, those of the built-in shop. Field names,
+types and units come from the modules that write the files, so there is one truth for each.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.data_format import ParquetFormat
+from feast.types import Array, Float32, Float64, Int64, String
+
+from feature_repo import item_stats, sequences, user_stats
+from feature_repo.fields import FeatureField
+from feature_repo.home import Home
+from feature_repo.manifest import DataManifest, EncoderManifest, ItemColumn, Split
+
+OWNER = "longtrail"
+NEVER = timedelta(days=36_500)
+"""Features of a user stay valid until the next row. Feast's 0 would mean the same offline, but its
+materialize-incremental then starts at one year ago and leaves older users out."""
+CTR_SERVICE = "ctr_v1"
+RETRIEVAL_SERVICE = "retrieval_v1"
+
+_TYPES = {
+    "int64": Int64,
+    "float32": Float32,
+    "float64": Float64,
+    "string": String,
+    "int64_list": Array(Int64),
+    "float32_list": Array(Float32),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SHOP_MANIFEST = DataManifest(
+    dataset="generated-shop",
+    scenes=("purchase", "search"),
+    item_columns=(
+        ItemColumn(name="price", kind="numeric"),
+        ItemColumn(name="category", kind="categorical"),
+    ),
+    context_columns=("slot",),
+    impressions="logged",
+    negatives=None,
+    split=Split(valid=_EPOCH, test=_EPOCH),
+    replay=True,
+    lowercase=True,
+    availability_delay_us=1,
+    label_delay_us=3_600_000_000,
+    num_events=0,
+    num_users=0,
+    num_items=0,
+    num_behaviors=0,
+    num_impressions=0,
+    num_rejected=0,
+    first_event=_EPOCH,
+    last_event=_EPOCH,
+    num_buckets=1,
+    source_fingerprint="",
+)
+"""The columns of the built-in shop, declared before anything was ingested."""
+_EMBEDDING = FeatureField("embedding", "float32_list", "Unit-free vector of fixed width.")
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Everything that ``feast apply`` registers."""
+
+    entities: tuple[Entity, ...]
+    views: tuple[FeatureView, ...]
+    services: tuple[FeatureService, ...]
+
+    def view(self, name: str) -> FeatureView:
+        """The view of that name."""
+        return next(view for view in self.views if view.name == name)
+
+    @property
+    def objects(self) -> list[Entity | FeatureView | FeatureService | FileSource]:
+        """All of them, sources included, in the order in which they refer to each other."""
+        sources = [view.batch_source for view in self.views]
+        return [*self.entities, *sources, *self.views, *self.services]
+
+
+def define(home: Home) -> Definitions:
+    """Definitions for the data set in ``home``."""
+    manifest = SHOP_MANIFEST
+    if home.manifest.exists():
+        manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
+    encoder = None
+    if home.encoder.exists():
+        encoder = EncoderManifest.load(home.encoder, made_by="longtrail encode")
+
+    user = _entity("user_id", ValueType.STRING, "A person whose behaviours are recorded.")
+    item = _entity("item_id", ValueType.STRING, "Something that can be ranked.")
+    behavior = _entity(
+        "behavior_id", ValueType.INT64, "A distinct behaviour text: 63-bit hash of it, normalised."
+    )
+    views = [
+        _view(
+            home, "behavior_embeddings", behavior,
+            (_EMBEDDING, FeatureField("encoder_fingerprint", "string", "Encoder of the vector.")),
+            "Each distinct behaviour text through the frozen shallow half of the language model.",
+            folder=encoder.fingerprint if encoder else "none",
+            tags={"encoder_fingerprint": encoder.fingerprint if encoder else "none"},
+        ),
+        _view(
+            home, "user_sequences", user, sequences.fields(manifest),
+            f"The last {sequences.SEQUENCE_LENGTH} behaviours per scene, oldest first, one row per "
+            "change; row of a time holds everything up to and including it.",
+        ),
+        _view(
+            home, "user_stats", user, user_stats.fields(manifest),
+            "How active a user has been, over windows that end at the row's time.",
+        ),
+        _view(
+            home, "items", item, item_stats.fields(manifest),
+            "An item's title, columns and popularity; daily snapshots at midnight UTC.",
+        ),
+    ]  # fmt: skip
+    ctr = [view for view in views if view.name != "behavior_embeddings"]
+    services = [
+        FeatureService(
+            name=CTR_SERVICE,
+            features=ctr,
+            description="What a ranking model reads for a user and a candidate item.",
+            owner=OWNER,
+            tags={"dataset": manifest.dataset},
+        )
+    ]
+    exported = [
+        _view(
+            home, f"{entity.name}_embeddings", entity,
+            (_EMBEDDING, FeatureField("model_version", "string", "Run that computed the vector.")),
+            f"Deep output of one trained model for each {entity.name}; filled by export.",
+        )
+        for entity in (user, item)
+        # A view without a file can be neither materialised nor read.
+        if not home.manifest.exists() or _has_files(home, f"{entity.name}_embeddings")
+    ]  # fmt: skip
+    if len(exported) == 2:
+        services.append(
+            FeatureService(
+                name=RETRIEVAL_SERVICE,
+                features=exported,
+                description="Vectors of users and items in one space, for nearest neighbours.",
+                owner=OWNER,
+                tags={"dataset": manifest.dataset},
+            )
+        )
+    return Definitions((user, item, behavior), (*views, *exported), tuple(services))
+
+
+def _has_files(home: Home, view: str) -> bool:
+    return any(home.view(view).glob("*.parquet"))
+
+
+def _entity(key: str, value_type: ValueType, description: str) -> Entity:
+    return Entity(
+        name=key.removesuffix("_id"),
+        join_keys=[key],
+        value_type=value_type,
+        description=description,
+        owner=OWNER,
+        tags={"key": key},
+    )
+
+
+def _view(
+    home: Home,
+    name: str,
+    entity: Entity,
+    fields: tuple[FeatureField, ...],
+    description: str,
+    *,
+    folder: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> FeatureView:
+    key = entity.join_key
+    key_type = "int64" if entity.value_type == ValueType.INT64 else "string"
+    all_fields = (FeatureField(key, key_type, entity.description), *fields)
+    path = home.view(name) / folder if folder else home.view(name)
+    source = FileSource(
+        name=f"{name}_source",
+        path=str(path / "*.parquet"),
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created_timestamp",
+        description=f"Parquet files of {name}.",
+        owner=OWNER,
+        tags={"view": name},
+    )
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=NEVER,
+        schema=[
+            Field(name=f.name, dtype=_TYPES[f.type], description=f.description) for f in all_fields
+        ],
+        online=True,
+        source=source,
+        description=description,
+        owner=OWNER,
+        tags=tags or {"written_by": "longtrail"},
+    )

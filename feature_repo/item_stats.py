@@ -1,0 +1,214 @@
+"""Item features: the item's own columns and its popularity, point-in-time, as daily snapshots.
+
+The snapshot of a day holds everything before its midnight (UTC). There is one only where something
+changes: an event the day before, an event that falls out of a window, a new version of the item.
+A version's own time has a row as well, with the statistics of the midnight before it, so that a new
+item has its text from its first second. A day is closed by an event at or after its midnight, so no
+snapshot lies after the last event. ``item_snapshots`` has the expressions.
+"""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from feature_repo.errors import DataSetError, StoreError
+from feature_repo.feature_files import (
+    BuildSummary,
+    engine,
+    event_buckets,
+    events_identity,
+    file_fingerprint,
+    settings_hash,
+    view_settings,
+    write_rows,
+)
+from feature_repo.fields import FeatureField, arrow_schema
+from feature_repo.home import Home, complete_folder
+from feature_repo.item_snapshots import (
+    COUNT_WINDOWS_DAYS,
+    daily_counts,
+    daily_impressions,
+    item_rows,
+)
+from feature_repo.manifest import DataManifest, Document
+from feature_repo.progress import Progress
+from feature_repo.user_stats import click_fields
+
+logger = logging.getLogger(__name__)
+
+VIEW = "items"
+VERSION = 1
+"""Raised whenever the rows change for the same inputs."""
+DAILY_ROWS_PER_PART = 250_000
+"""Daily counts per file: each becomes at most ten rows of changes, about 1 GB in the engine."""
+_DAILY = "daily_counts"
+
+
+class ItemState(Document):
+    """What the files were made of; lies beside them as ``state.json``."""
+
+    fingerprint: str
+    num_rows: int
+
+
+def fields(manifest: DataManifest) -> tuple[FeatureField, ...]:
+    """Return the fields of the view, in the order of the files.
+
+    Raises:
+        DataSetError: If a column of the data set has the name of a feature.
+    """
+    own = [
+        FeatureField(
+            column.name,
+            "float32" if column.kind == "numeric" else "string",
+            "column of the data set, as it is there; null where it has none",
+        )
+        for column in manifest.item_columns
+    ]
+    built = [field for scene in manifest.scenes for field in _scene_fields(scene)]
+    built.append(
+        FeatureField(
+            "listed_time",
+            "float64",
+            "time of the item's first version; epoch seconds, rounded down, null where the data "
+            "set gives no time",
+        )
+    )
+    if manifest.impressions == "logged":
+        built.extend(click_fields())
+    taken = {"item_id", "event_timestamp", "created_timestamp", "text_id"}
+    clash = [field.name for field in own if field.name in taken | {f.name for f in built}]
+    if clash:
+        raise DataSetError(
+            f"[items] has the columns {clash}, which are names of built features; expected other "
+            "names: rename them in the SQL"
+        )
+    text = FeatureField("text_id", "int64", "63-bit hash of the title's text")
+    return (text, *own, *built)
+
+
+def build_item_stats(
+    home: Home, manifest: DataManifest, progress: Progress, *, threads: int = 2
+) -> BuildSummary:
+    """Build the files of the view where events, items, impressions or settings changed.
+
+    Args:
+        home: Where events, items and impressions are read and features are written.
+        manifest: What ingest wrote.
+        progress: Receives event buckets and files done of all of them.
+        threads: Threads of the query engine.
+
+    Raises:
+        MissingStepError: If there are no events.
+        DataSetError: If a column of the data set has the name of a feature.
+        LongtrailError: If another process builds the same view.
+    """
+    start = time.perf_counter()
+    folder = home.view(VIEW)
+    schema = arrow_schema("item_id", fields(manifest))
+    with home.lock(VIEW), engine(home, VIEW, threads=threads) as connection:
+        buckets = event_buckets(home)
+        fingerprint = _fingerprint(home, manifest, connection, buckets)
+        state = _state(folder)
+        if state is not None and state.fingerprint == fingerprint:
+            progress(len(buckets), len(buckets))
+            return BuildSummary(state.num_rows, 0, 0, time.perf_counter() - start)
+        versions = connection.read_parquet(home.items)
+        seen = None
+        if manifest.impressions == "logged":
+            impressions = connection.read_parquet(home.impressions)
+            seen = daily_impressions(impressions, manifest.label_delay_us)
+        for index, path in enumerate(buckets.values()):
+            counts = daily_counts(connection.read_parquet(path))
+            if index == 0:
+                connection.create_table(_DAILY, counts)
+            else:
+                connection.insert(_DAILY, counts)
+            progress(1, len(buckets) + 1)
+        daily = connection.table(_DAILY)
+        num_daily = int(connection.to_pyarrow(daily.count()).as_py())
+        num_parts = max(1, math.ceil(num_daily / DAILY_ROWS_PER_PART))
+        num_rows = 0
+        with complete_folder(folder) as part:
+            for index in range(num_parts):
+
+                def chosen(table: Any, index: int = index) -> Any:
+                    return table.filter((table.item_id.hash() % num_parts).abs() == index)
+
+                rows = item_rows(
+                    chosen(versions),
+                    chosen(daily),
+                    chosen(seen) if seen is not None else None,
+                    manifest,
+                )
+                num_rows += write_rows(connection, rows, schema, part / f"part-{index:05d}.parquet")
+            ItemState(fingerprint=fingerprint, num_rows=num_rows).save(part / "state.json")
+        progress(1, len(buckets) + 1)
+    return BuildSummary(num_rows, num_rows, len(buckets), time.perf_counter() - start)
+
+
+def _fingerprint(
+    home: Home, manifest: DataManifest, connection: Any, buckets: dict[int, Path]
+) -> str:
+    """Hash of everything that the rows depend on."""
+    inputs = view_settings(
+        manifest,
+        version=VERSION,
+        columns=[column.model_dump() for column in manifest.item_columns],
+        last_event=manifest.last_event.isoformat(),
+        items=file_fingerprint(home.items),
+        events=[
+            events_identity(connection.read_parquet(path), connection).model_dump(mode="json")
+            for path in buckets.values()
+        ],
+    )
+    if manifest.impressions == "logged":
+        inputs["impressions"] = file_fingerprint(home.impressions)
+        inputs["label_delay_us"] = manifest.label_delay_us
+    return settings_hash(inputs)
+
+
+def _state(folder: Path) -> ItemState | None:
+    """Read the state of the files that are there; None where there are none of this version."""
+    path = folder / "state.json"
+    if not path.exists():
+        return None
+    try:
+        return ItemState.load(path, made_by="longtrail sequences")
+    except StoreError as error:
+        logger.info("%s", error)
+        return None
+
+
+def _scene_fields(scene: str) -> tuple[FeatureField, ...]:
+    here = f"with the item in the scene {scene!r} before the last midnight"
+    return (
+        *(
+            FeatureField(
+                f"{scene}_count_{days}d",
+                "float32",
+                f"behaviours {here}, at most {days} days before it; a count",
+            )
+            for days in COUNT_WINDOWS_DAYS
+        ),
+        FeatureField(f"{scene}_count_total", "float32", f"behaviours {here}; a count"),
+        FeatureField(
+            f"{scene}_trend",
+            "float32",
+            f"ln((c7 + 1) / (c30 * 7 / 30 + 1)) of the counts of 7 and 30 days in the scene "
+            f"{scene!r}; no unit, 0 where the last week was as the month",
+        ),
+        FeatureField(f"{scene}_buyers_total", "float32", f"distinct users {here}; a count"),
+        FeatureField(
+            f"{scene}_first_time",
+            "float64",
+            f"time of the first behaviour {here}; epoch seconds, rounded down, null without any",
+        ),
+        FeatureField(
+            f"{scene}_last_time",
+            "float64",
+            f"time of the last behaviour {here}; epoch seconds, rounded down, null without any",
+        ),
+    )

@@ -1,0 +1,73 @@
+"""Profiles: which stores the features live in. One yaml file each in this folder.
+
+The checked-in files speak of the default home, ``../var``. For the stores of a home, ``longtrail``
+writes the file with absolute paths into that home, and both ``longtrail`` and
+``feast -f HOME/feature_store.yaml`` read it.
+"""
+
+import os
+from pathlib import Path
+
+import click
+from feast import FeatureStore
+
+from feature_repo.errors import StoreError
+from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home, complete_file
+
+REPO_FOLDER = Path(__file__).resolve().parent
+PROFILES = {"embedded": "feature_store.yaml"}
+"""Profile -> its yaml file."""
+DEFAULT_PROFILE = "embedded"
+PROFILE_VARIABLE = "LONGTRAIL_PROFILE"
+_HOME_IN_YAML = "../var/"
+
+
+def profile_file(home: Home, profile: str) -> Path:
+    """The profile's yaml file for ``home``; written into it where it is not there yet.
+
+    Raises:
+        StoreError: If there is no such profile.
+    """
+    if profile not in PROFILES:
+        raise StoreError(f"there is no profile {profile!r}; expected {', '.join(PROFILES)}")
+    template = (REPO_FOLDER / PROFILES[profile]).read_text(encoding="utf-8")
+    text = template.replace(_HOME_IN_YAML, f"{home.root}/")
+    path = home.root / PROFILES[profile]
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with complete_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+    return path
+
+
+def open_store(home: Home, profile: str) -> FeatureStore:
+    """Feast's store of a home under a profile."""
+    return FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=profile_file(home, profile))
+
+
+def active_home() -> Home:
+    """The home whose definitions Feast wants: ``repo.py`` asks while the feast command runs.
+
+    A yaml file inside a home names that home; the checked-in one speaks of the default home.
+
+    Raises:
+        StoreError: If ``LONGTRAIL_HOME`` names a home that the checked-in file does not speak of.
+    """
+    active = _active_yaml()
+    if active.parent != REPO_FOLDER:
+        return Home(active.parent)
+    home = Home.from_environment()
+    if home != Home(DEFAULT_HOME):
+        raise StoreError(
+            f"{HOME_VARIABLE} is {home.root}, but {active.name} keeps its stores in {DEFAULT_HOME}; "
+            f"run `feast -f {home.root / active.name} ...` (any longtrail command writes that file)"
+        )
+    return home
+
+
+def _active_yaml() -> Path:
+    """The yaml file that the running feast command uses: its ``-f``, else its environment."""
+    context = click.get_current_context(silent=True)
+    root = context.find_root().obj if context else None
+    chosen = root.get("FS_YAML_FILE") if isinstance(root, dict) else None
+    chosen = chosen or os.environ.get("FEAST_FS_YAML_FILE_PATH")
+    return Path(chosen).resolve() if chosen else REPO_FOLDER / PROFILES[DEFAULT_PROFILE]

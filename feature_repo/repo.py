@@ -1,0 +1,15 @@
+"""The only file that Feast imports: ``.feastignore`` lists every other one in this folder."""
+
+from feature_repo.definitions import define
+from feature_repo.profiles import active_home
+
+_definitions = define(active_home())
+
+user, item, behavior = _definitions.entities
+behavior_embeddings, user_sequences, user_stats, items, *_exported = _definitions.views
+ctr_v1, *_retrieval = _definitions.services
+# Feast finds objects by looking at this module's names; these exist once a model was exported.
+if len(_exported) == 2:
+    user_embeddings, item_embeddings = _exported
+if _retrieval:
+    (retrieval_v1,) = _retrieval

@@ -1,0 +1,156 @@
+"""From what the reader returns to logits: the program's inputs in the order of its manifest.
+
+Shapes: T = items to score for one user at one time, C = candidates per call of the program; the
+others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`, where B is always 1 here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
+from encoders.table import EmbeddingTable
+from feature_repo.errors import ArtifactError
+from feature_repo.features import ItemFeatures, UserFeatures
+from serving.artifact import Artifact
+
+
+class Scorer:
+    """Runs an artifact's program over one user's candidates.
+
+    Args:
+        artifact: The model.
+        table: Vectors of the encoder that the model was trained on.
+        chunk_size: C, the most candidates in one call of the program, at least 1. It bounds the
+            memory of a request; the user's half of the model is computed once per chunk.
+
+    Raises:
+        ArtifactError: If the table is another encoder's.
+    """
+
+    def __init__(self, artifact: Artifact, table: EmbeddingTable, *, chunk_size: int) -> None:
+        artifact.check_table(table)
+        self.manifest = artifact.manifest
+        self._score = artifact.score
+        self._table = table
+        self._vectors = torch.from_numpy(table.vectors)
+        self._chunk_size = chunk_size
+
+    def user_side(self, users: UserFeatures) -> UserInputs:
+        """Build the user's inputs, dense columns in the manifest's order.
+
+        Raises:
+            ArtifactError: If the store lacks a scene, a behaviour or a column that the model reads.
+        """
+        manifest = self.manifest
+        for scene in manifest.scenes:
+            if scene not in users.sequences:
+                raise self._lacks(f"scene {scene!r} of users")
+            length = users.sequences[scene].behavior_ids.shape[1]
+            if length < manifest.sequence_length:
+                raise self._lacks(
+                    f"{manifest.sequence_length} behaviours of {scene!r} per user ({length} kept)"
+                )
+        dense = self._aligned(
+            users.dense, users.dense_names, manifest.user_dense_names, "feature {} of users"
+        )
+        return user_inputs(
+            replace(users, dense=dense, dense_names=manifest.user_dense_names),
+            self._table,
+            scenes=manifest.scenes,
+            sequence_length=manifest.sequence_length,
+        )
+
+    def item_side(self, items: ItemFeatures) -> ItemInputs:
+        """Build the items' inputs, dense and categorical columns in the manifest's order.
+
+        Raises:
+            ArtifactError: If the store lacks a column that the model reads.
+        """
+        for name in self.manifest.category_vocabularies:
+            if name not in items.categorical:
+                raise self._lacks(f"column {name!r} of items")
+        dense = self._aligned(
+            items.dense, items.dense_names, self.manifest.item_dense_names, "feature {} of items"
+        )
+        return item_inputs(
+            replace(items, dense=dense, dense_names=self.manifest.item_dense_names),
+            self._table,
+            vocabularies=self.manifest.category_vocabularies,
+        )
+
+    def logits(
+        self, user: UserInputs, items: ItemInputs, context: Mapping[str, float]
+    ) -> NDArray[np.float32]:
+        """Logits [T] of one user's candidates.
+
+        Args:
+            user: Inputs of exactly one user.
+            items: Inputs of T items; T may be 0.
+            context: Name -> value, the same for every candidate; a name left out is missing.
+
+        Cost: ceil(T / C) runs of the program.
+        """
+        assert user.history_rows.shape[0] == 1, user.history_rows.shape
+        num_items = len(items.candidate_rows)
+        values = np.array(
+            [context.get(name, np.nan) for name in self.manifest.context_names], dtype=np.float32
+        )
+        user_side = [
+            torch.from_numpy(np.ascontiguousarray(array))
+            for array in (
+                user.history_rows,
+                user.history_item_keys,
+                user.history_ages,
+                user.history_totals,
+                user.user_dense,
+            )
+        ]
+        logits = np.empty(num_items, dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, num_items, self._chunk_size):
+                chunk = slice(start, start + self._chunk_size)
+                candidates = [
+                    torch.from_numpy(np.ascontiguousarray(array[chunk]))[None]
+                    for array in (
+                        items.candidate_rows,
+                        items.candidate_item_keys,
+                        items.candidate_dense,
+                        items.candidate_categories,
+                    )
+                ]
+                size = candidates[0].shape[1]
+                columns = torch.from_numpy(np.broadcast_to(values, (1, size, len(values))).copy())
+                logits[chunk] = self._score(self._vectors, *user_side, *candidates, columns)[0]
+        return logits
+
+    def unit_vectors(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Look up vectors of behaviours, at unit length [R, D]; all zero where there is none."""
+        vectors = np.asarray(self._table.vectors[self._table.rows(behavior_ids)])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+
+    def _aligned(
+        self,
+        dense: NDArray[np.float32],
+        found: tuple[str, ...],
+        wanted: tuple[str, ...],
+        what: str,
+    ) -> NDArray[np.float32]:
+        """Columns of ``dense`` by name, in the order of ``wanted``."""
+        if found == wanted:
+            return dense
+        index = {name: column for column, name in enumerate(found)}
+        for name in wanted:
+            if name not in index:
+                raise self._lacks(what.format(repr(name)))
+        return np.ascontiguousarray(dense[:, [index[name] for name in wanted]])
+
+    def _lacks(self, what: str) -> ArtifactError:
+        return ArtifactError(
+            f"run {self.manifest.run} reads {what}, which the feature store does not have: run "
+            "`longtrail train` again on the features as they are now"
+        )

@@ -1,0 +1,327 @@
+"""A shop small enough to rank by hand: its store, its vectors, and an exported program.
+
+``ToyModel`` is a formula, so that every test can compute the right answer without torch.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from encoders.table import EmbeddingTable
+from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
+from feature_repo.behavior import behavior_id, item_key
+from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
+from feature_repo.home import Home
+from serving.artifact import load_artifact
+from serving.ranker import Ranker, RankerConfig
+
+NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
+SCENES = ("purchase", "search")
+KEPT = 6  # N, behaviours that the store keeps
+READ = 4  # M, behaviours that the model reads
+FINGERPRINT = "toy-encoder"
+RUN = "toy-run"
+
+VECTORS = {
+    # lamps, boats, and one thing that is like nothing else
+    "red lamp": (1.0, 0.0, 0.0, 0.0),
+    "green lamp": (0.96, 0.28, 0.0, 0.0),
+    "sail boat": (0.0, 1.0, 0.0, 0.0),
+    "row boat": (0.0, 0.96, 0.28, 0.0),
+    "anvil": (0.0, 0.0, 0.0, 1.0),
+    "looking for a lamp": (0.8, 0.6, 0.0, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class ToyItem:
+    text: str
+    price: float = 1.0
+    kind: str | None = "lamp"
+    recent: float = 0.0
+
+
+@dataclass(frozen=True)
+class ToyUser:
+    """Events are (scene, text, item id or None, days ago), oldest first."""
+
+    events: tuple[tuple[str, str, str | None, float], ...] = ()
+    activity: float = float("nan")
+
+
+ITEMS = {
+    "L1": ToyItem("red lamp", price=2.0, recent=9),
+    "L2": ToyItem("green lamp", price=1.0),
+    "B1": ToyItem("sail boat", price=1.0, kind="boat"),
+    "B2": ToyItem("row boat", price=1.0, kind="boat"),
+    # Two of one text, one price and one kind: they tie for everyone.
+    "A2": ToyItem("anvil", price=float("nan"), kind=None),
+    "A1": ToyItem("anvil", price=float("nan"), kind=None),
+}
+USERS = {
+    "ann": ToyUser(
+        (
+            ("purchase", "red lamp", "L1", 40),
+            ("search", "looking for a lamp", None, 20),
+            ("purchase", "red lamp", "L1", 12),
+        ),
+        activity=0.5,
+    ),
+    "bob": ToyUser((("purchase", "sail boat", "B1", 3),), activity=0.25),
+    "idle": ToyUser(activity=0.125),
+}
+
+
+class ToyReader:
+    """The online store: columns in another order than the model's, and it counts its reads."""
+
+    def __init__(self, users: Mapping[str, ToyUser], items: Mapping[str, ToyItem]) -> None:
+        self.users = dict(users)
+        self.items = dict(items)
+        self.item_reads: list[int] = []
+        self.item_dense_names = ("purchase_count_30d", "price")
+        self.user_dense_names = ("activity",)
+
+    def online_users(
+        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> UserFeatures:
+        at = at or NOW
+        rows = [self.users.get(user_id, ToyUser()) for user_id in user_ids]
+        return UserFeatures(
+            user_ids=user_ids,
+            request_times=_micros(at, len(rows)),
+            found=np.array([user_id in self.users for user_id in user_ids], dtype=bool),
+            sequences={scene: self._sequence(rows, scene) for scene in SCENES},
+            dense=np.array([[row.activity] for row in rows], dtype=np.float32),
+            dense_names=self.user_dense_names,
+        )
+
+    def online_items(
+        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> ItemFeatures:
+        self.item_reads.append(len(item_ids))
+        nothing = ToyItem("", price=float("nan"), kind=None, recent=float("nan"))
+        rows = [self.items.get(item_id, nothing) for item_id in item_ids]
+        return ItemFeatures(
+            item_ids=item_ids,
+            request_times=_micros(at or NOW, len(rows)),
+            found=np.array([item_id in self.items for item_id in item_ids], dtype=bool),
+            item_keys=np.array([item_key(item_id) for item_id in item_ids], dtype=np.int64),
+            text_ids=np.array([behavior_id(r.text) if r.text else 0 for r in rows], dtype=np.int64),
+            dense=np.array([[r.recent, r.price] for r in rows], dtype=np.float32).reshape(-1, 2),
+            dense_names=self.item_dense_names,
+            categorical={"kind": np.array([r.kind for r in rows], dtype=object)},
+        )
+
+    def _sequence(self, rows: list[ToyUser], scene: str) -> SceneSequence:
+        arrays = np.zeros((3, len(rows), KEPT), dtype=np.int64)
+        total = np.zeros(len(rows), dtype=np.int64)
+        for r, row in enumerate(rows):
+            events = [event for event in row.events if event[0] == scene]
+            total[r] = len(events)
+            kept = events[-KEPT:]
+            for i, (_, text, item_id, days) in enumerate(kept, start=KEPT - len(kept)):
+                seconds = int((NOW - timedelta(days=days)).timestamp())
+                arrays[:, r, i] = behavior_id(text), item_key(item_id), seconds
+        return SceneSequence(*arrays, total=total)
+
+
+class ToyTable:
+    """Vectors by hand; row 0 is the zero vector."""
+
+    def __init__(self, fingerprint: str = FINGERPRINT) -> None:
+        self.fingerprint = fingerprint
+        self.width = 4
+        self.vectors = np.array([(0.0,) * 4, *VECTORS.values()], dtype=np.float32)
+        self._row = {behavior_id(text): i for i, text in enumerate(VECTORS, start=1)}
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.vectorize(lambda value: self._row.get(int(value), 0), otypes=[np.int64])(ids)
+
+
+class ToyCatalog:
+    """Item ids and texts; knows an item that the store does not."""
+
+    def __init__(self, item_ids: list[str]) -> None:
+        self.item_ids = np.array([*item_ids, "GONE"], dtype=object)
+        self._texts = {behavior_id(text): text for text in VECTORS}
+
+    def texts(self, behavior_ids: NDArray[np.int64]) -> list[str]:
+        return [self._texts.get(int(value), "") for value in behavior_ids]
+
+
+class ToyModel(nn.Module):
+    """Logit = text match + exact matches + price + kind + user activity + context, minus 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(
+        self,
+        table: Tensor,
+        history_rows: Tensor,
+        history_item_keys: Tensor,
+        history_ages: Tensor,
+        history_totals: Tensor,
+        user_dense: Tensor,
+        candidate_rows: Tensor,
+        candidate_item_keys: Tensor,
+        candidate_dense: Tensor,
+        candidate_categories: Tensor,
+        context: Tensor,
+    ) -> Tensor:
+        freshness = torch.exp(-history_ages / 864_000.0) * (history_rows > 0)
+        taste = (table[history_rows] * freshness[..., None]).sum(dim=(1, 2))
+        text = torch.einsum("bd,bcd->bc", taste, table[candidate_rows])
+        keys = history_item_keys.flatten(1)[:, None, :]
+        exact = (candidate_item_keys[:, :, None] == keys).sum(-1)
+        price = torch.nan_to_num(candidate_dense[..., 0])
+        kind = candidate_categories[..., 0]
+        activity = torch.nan_to_num(user_dense)[:, :1] * history_totals.sum(1, keepdim=True)
+        return (
+            (text + exact - 0.125 * price + 0.0625 * kind + activity)
+            + torch.nan_to_num(context)[..., 0]
+            + self.bias
+        )
+
+
+def expected_logit(user: ToyUser, item_id: str, item: ToyItem, slot: float = 0.0) -> float:
+    """The formula of :class:`ToyModel` over the plain data, last READ behaviours per scene."""
+    logit = -1.0 + slot - 0.125 * np.nan_to_num(item.price)
+    logit += 0.0625 * {"lamp": 1, "boat": 2}.get(item.kind or "", 0)
+    logit += float(np.nan_to_num(user.activity)) * len(user.events)
+    for scene in SCENES:
+        for _, text, event_item, days in [e for e in user.events if e[0] == scene][-READ:]:
+            match = float(np.dot(VECTORS[text], VECTORS[item.text]))
+            logit += match * float(np.exp(-days / 10)) + (event_item == item_id)
+    return float(logit)
+
+
+def toy_manifest(**changes: Any) -> ArtifactManifest:
+    values: dict[str, Any] = {
+        "run": RUN,
+        "created": NOW,
+        "dataset": "toy-shop",
+        "source_fingerprint": "toy-source",
+        "feature_service": "ctr_v1",
+        "scenes": SCENES,
+        "sequence_length": READ,
+        "user_dense_names": ("activity",),
+        "item_dense_names": ("price", "purchase_count_30d"),
+        "context_names": ("slot",),
+        "category_vocabularies": {"kind": ("lamp", "boat")},
+        "encoder_fingerprint": FINGERPRINT,
+        "encoder_width": 4,
+        "recipe": "toy",
+        "config": {},
+        "seed": 0,
+        "git_revision": None,
+        "versions": {},
+        "train_start": NOW,
+        "train_end": NOW,
+        "metrics": {},
+    }
+    return ArtifactManifest.model_validate(values | changes)
+
+
+def export_program(model: nn.Module, *, keep_examples: bool = False) -> bytes:
+    """What training writes: the program without example inputs, B, C and V dynamic."""
+    batch, candidates, rows = torch.export.Dim("B"), torch.export.Dim("C"), torch.export.Dim("V")
+    b, c, s = 3, 5, len(SCENES)
+    integers = {"dtype": torch.int64}
+    example = (
+        torch.zeros(7, 4),
+        torch.zeros(b, s, READ, **integers),
+        torch.zeros(b, s, READ, **integers),
+        torch.zeros(b, s, READ),
+        torch.zeros(b, s),
+        torch.zeros(b, 1),
+        torch.zeros(b, c, **integers),
+        torch.zeros(b, c, **integers),
+        torch.zeros(b, c, 2),
+        torch.zeros(b, c, 1, **integers),
+        torch.zeros(b, c, 1),
+    )
+    sizes: dict[str, Any] = {"table": {0: rows}}
+    for name in PROGRAM_INPUTS[1:]:
+        of_item = name.startswith("candidate") or name == "context"
+        sizes[name] = {0: batch, 1: candidates} if of_item else {0: batch}
+    program = torch.export.export(model.eval(), example, dynamic_shapes=sizes)
+    if not keep_examples:
+        program._example_inputs = None
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def rewritten(archive: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
+    """A copy of a zip whose members went through ``change``; None drops one."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(archive)) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as new,
+    ):
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return buffer.getvalue()
+
+
+@dataclass
+class World:
+    """Everything a ranker needs, each part replaceable."""
+
+    home: Home
+    program: bytes
+    reader: ToyReader = field(default_factory=lambda: ToyReader(USERS, ITEMS))
+    table: ToyTable = field(default_factory=ToyTable)
+    now: datetime = NOW
+
+    @property
+    def folder(self) -> Path:
+        return self.home.runs / RUN
+
+    def write_run(self, manifest: ArtifactManifest | None = None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (manifest or toy_manifest()).save(self.folder / "manifest.json")
+        (self.folder / "score.pt2").write_bytes(self.program)
+        (self.home.runs / "current.json").write_text(json.dumps({"run": RUN}))
+
+    def ranker(self, **config: Any) -> Ranker:
+        return Ranker(
+            load_artifact(self.home, RUN),
+            self.reader,
+            cast(EmbeddingTable, self.table),
+            ToyCatalog(list(self.reader.items)),
+            clock=lambda: self.now,
+            config=RankerConfig(**config),
+        )
+
+
+def _micros(at: datetime, num_rows: int) -> NDArray[np.int64]:
+    return np.full(num_rows, int(at.timestamp()) * 1_000_000, dtype=np.int64)
+
+
+@pytest.fixture(scope="session")
+def toy_program() -> bytes:
+    return export_program(ToyModel())
+
+
+@pytest.fixture
+def world(tmp_path: Path, toy_program: bytes) -> World:
+    world = World(Home(tmp_path), toy_program)
+    world.write_run()
+    return world

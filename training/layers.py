@@ -1,0 +1,226 @@
+"""Blocks that the click models are put together from.
+
+Shapes: R = rows, F = numeric features, T = bins per feature, D = width of the head's input.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+SECONDS_PER_DAY = 86_400.0
+MAX_STATISTICS_ROWS = 100_000
+"""A mean over this many vectors is exact enough; a table may hold a hundred times more."""
+
+
+def quantile_edges(values: NDArray[np.float32], num_bins: int) -> NDArray[np.float32]:
+    """Edges of bins with equally many training rows, one row of edges per feature.
+
+    A feature with few distinct values has fewer bins: its edges are distinct quantiles, the last
+    one repeated, and a bin between equal edges is always 0. A feature that is always missing, or
+    constant, gets edges that are all equal.
+
+    Args:
+        values: float32 [R, F]; NaN = missing.
+        num_bins: T, at least 1.
+
+    Returns:
+        float32 [F, T + 1], ascending.
+    """
+    edges = np.zeros((values.shape[1], num_bins + 1), dtype=np.float32)
+    for feature in range(values.shape[1]):
+        column = values[:, feature]
+        column = column[np.isfinite(column)]
+        if not column.size:
+            continue
+        distinct = np.unique(np.quantile(column, np.linspace(0, 1, num_bins + 1)))
+        edges[feature, : len(distinct)] = distinct
+        edges[feature, len(distinct) :] = distinct[-1]
+    return edges
+
+
+class PiecewiseLinear(nn.Module):
+    """Numeric features as positions between training quantiles, each with a flag for "missing".
+
+    ``bin_t = clip((x - edge_t) / (edge_{t+1} - edge_t), 0, 1)``, then a linear map of each feature
+    of its own. Everything is finite whatever comes in: NaN and infinities count as missing, values
+    beyond the training range as its ends.
+
+    Args:
+        num_features: F, at least 1.
+        num_bins: T.
+        width: Values per feature that come out.
+
+    Source:
+        Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS
+        2022, arXiv:2203.05556, section 3.2; quantile bins; the flag for missing values is ours.
+    """
+
+    edges: Tensor
+
+    def __init__(self, num_features: int, *, num_bins: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.zeros(num_features, num_bins + 1))
+        # The last channel is the flag for "missing".
+        self.weight = nn.Parameter(torch.empty(num_features, num_bins + 1, width))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(num_bins))
+        self.skip = nn.Parameter(torch.zeros(num_features, num_bins + 1))
+        self.output_width = num_features * width
+
+    def set_edges(self, values: NDArray[np.float32]) -> None:
+        """Take the bins from training rows, float32 [R, F]; NaN = missing."""
+        edges = quantile_edges(values, self.edges.shape[1] - 1)
+        self.edges.copy_(torch.from_numpy(edges))
+
+    def forward(
+        self, values: Float[Tensor, "R F"]
+    ) -> tuple[Float[Tensor, "R FW"], Float[Tensor, " R"]]:
+        """The encoded features, and their direct linear part of the logit."""
+        present = torch.isfinite(values)
+        clean = torch.where(present, values, torch.zeros_like(values)).unsqueeze(-1)
+        low, high = self.edges[:, :-1], self.edges[:, 1:]
+        span = high - low
+        bins = ((clean - low) / torch.where(span > 0, span, torch.ones_like(span))).clamp(0, 1)
+        bins = bins * ((span > 0) & present.unsqueeze(-1))
+        channels = torch.cat([bins, (~present).to(values.dtype).unsqueeze(-1)], dim=-1)
+        encoded = torch.einsum("rft,ftw->rfw", channels, self.weight).flatten(1)
+        return encoded, torch.einsum("rft,ft->r", channels, self.skip)
+
+
+class LowRankCross(nn.Module):
+    """Explicit feature crosses of degree ``num_layers + 1``.
+
+    Each layer computes ``x <- x0 * (U (V x) + b) + x``: the shape never changes.
+
+    Args:
+        width: D, width of the input vector.
+        rank: Inner width of each cross, in ``[1, width]``.
+        num_layers: Number of crosses; 0 makes the block the identity.
+
+    Raises:
+        ValueError: If ``rank`` is outside ``[1, width]``.
+
+    Source:
+        Wang et al., "DCN V2", WWW 2021, arXiv:2008.13535, low-rank cross layer; the gate is left
+        out.
+    """
+
+    def __init__(self, width: int, *, rank: int, num_layers: int) -> None:
+        super().__init__()
+        if not 1 <= rank <= width:
+            raise ValueError(f"rank must be in [1, {width}] (the input width), got {rank}")
+        self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(num_layers))
+        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(num_layers))
+
+    def forward(self, x0: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
+        """Cross ``x0`` with itself ``num_layers`` times."""
+        x = x0
+        for down, up in zip(self.down, self.up, strict=True):
+            x = x0 * up(down(x)) + x  # (R, D) -> (R, rank) -> (R, D)
+        return x
+
+
+class Perceptron(nn.Module):
+    """Linear, GELU, dropout for every width, then a linear layer to one logit.
+
+    Args:
+        width: D, width of the input.
+        hidden: Widths of the hidden layers.
+        dropout: In ``[0, 1)``.
+    """
+
+    def __init__(self, width: int, *, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def set_base_rate(self, rate: float) -> None:
+        """Start from the share of clicked rows, in ``(0, 1)``, instead of one half."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.bias.fill_(math.log(rate / (1 - rate)))
+
+    def forward(self, x: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
+        """The logits."""
+        logits: Tensor = self.layers(x)
+        return logits.squeeze(-1)
+
+
+class AgeEmbedding(nn.Module):
+    """A vector for how long ago something was: buckets of doubling length.
+
+    Bucket 0 is below an hour, bucket i below ``2**i`` hours, the last one everything older.
+
+    Args:
+        num_buckets: At least 2; 16 reach 3.7 years.
+        width: Width of the vectors.
+    """
+
+    def __init__(self, num_buckets: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_buckets, width)
+        nn.init.normal_(self.table.weight, std=0.02)  # BERT's, as for its position embeddings
+
+    def buckets(self, ages: Float[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """Bucket of each age in seconds."""
+        exponent = torch.log2(ages.clamp(min=1) / 3600).floor() + 1
+        return exponent.clamp(0, self.table.num_embeddings - 1).long()
+
+    def forward(self, ages: Float[Tensor, "*N"]) -> Float[Tensor, "*N W"]:
+        """The vectors of ages in seconds."""
+        vectors: Tensor = self.table(self.buckets(ages))
+        return vectors
+
+
+def masked_mean(
+    values: Float[Tensor, "*N M W"], keep: Bool[Tensor, "*N M"]
+) -> Float[Tensor, "*N W"]:
+    """Mean over the positions where ``keep`` is True; zero where there are none."""
+    weights = keep.to(values.dtype).unsqueeze(-1)
+    return (values * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+
+
+class TableSpace(nn.Module):
+    """The embedding table's vectors, moved to mean 0 and made comparable by their direction.
+
+    Vectors of one text model share a large common part, so that raw cosines crowd near 1; without
+    their mean they spread. The statistics are those of the table at training time.
+
+    Args:
+        width: Of a vector.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(1))
+
+    def set_statistics(self, vectors: NDArray[np.float32]) -> None:
+        """Take mean and spread from a table, float32 [V, D], whose row 0 is "no text"."""
+        step = max(1, len(vectors) // MAX_STATISTICS_ROWS)
+        rows = np.asarray(vectors[1::step], dtype=np.float64)
+        if len(rows):
+            mean = rows.mean(axis=0)
+            self.mean.copy_(torch.from_numpy(mean))
+            variance = float(((rows - mean) ** 2).mean())
+            self.spread.fill_(math.sqrt(variance) if variance > 0 else 1.0)
+
+    def forward(self, vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """Vectors with mean 0 and unit variance on average over the width."""
+        return (vectors - self.mean) / self.spread
+
+    def directions(self, vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """The same, scaled to unit length."""
+        return functional.normalize(self.forward(vectors), dim=-1)

@@ -1,0 +1,179 @@
+"""The BAHE click model: frozen text vectors, a trainable deep half, late fusion.
+
+Shapes: B = contexts, S = scenes, M = behaviours per scene, L = the newest of them that the deep half
+reads, D = vector width, Q = width of a deep output, C = candidates per context, R = flat candidates.
+
+The order of the data: table rows are gathered in the model; the deep half turns each scene into one
+vector and the candidate into one; the head sees these, their product, what exact ids and text
+similarity tell, and the dense features. The user side never sees a candidate (late fusion), so it is
+computed once per context.
+
+Source:
+    Geng et al., "Breaking the Length Barrier: LLM-Enhanced CTR Prediction in Long Textual User
+    Behaviors", SIGIR 2024, arXiv:2403.19347. Position and age embeddings, exact-id and kernel
+    evidence and the numeric inputs are ours; the paper does not say how its head is built.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from training.candidates import FlatCandidates
+from training.config import BaheConfig
+from training.evidence import AgeDecay, ExactEvidence, TextEvidence
+from training.inputs import DenseInputs
+from training.layers import LowRankCross, Perceptron, TableSpace
+from training.schema import InputSchema
+from training.tower import Tower
+
+
+class Bahe(nn.Module):
+    """Logits of candidates from the program's inputs.
+
+    Args:
+        config: How the model is built.
+        schema: What it reads.
+        deep_half: Takes (inputs_embeds [B, M, D], attention_mask [B, M]) and returns [B, M, D]; it
+            is never given a row without a kept token. None where ``config.use_deep_half`` is False.
+    """
+
+    def __init__(self, config: BaheConfig, schema: InputSchema, deep_half: nn.Module | None) -> None:
+        super().__init__()
+        self.config = config
+        num_scenes = len(schema.scenes)
+        self.space = TableSpace(schema.vector_width)
+        self.tower = Tower(config, schema.vector_width, deep_half)
+        self.dense = DenseInputs(schema, num_bins=config.num_bins, width=config.numeric_width)
+        self.decay = AgeDecay(config.num_age_scales)
+        evidence_width = 2 * num_scenes
+        if config.use_exact_evidence:
+            self.exact = ExactEvidence(num_scenes, num_scales=config.num_age_scales)
+            evidence_width += self.exact.output_width
+        if config.use_text_evidence:
+            self.text = TextEvidence(
+                num_scenes, num_kernels=config.num_kernels, num_scales=config.num_age_scales
+            )
+            evidence_width += self.text.output_width
+        self.evidence_norm = nn.BatchNorm1d(evidence_width)
+        self.evidence_skip = nn.Linear(evidence_width, 1)
+        nn.init.zeros_(self.evidence_skip.weight)
+        # User scenes, item, their products, one similarity per scene.
+        deep_width = config.output_width * (2 * num_scenes + 1) + num_scenes
+        width = deep_width + evidence_width + self.dense.output_width
+        self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
+        self.cross_logit = nn.Linear(width, 1)
+        nn.init.zeros_(self.cross_logit.weight)
+        self.input_dropout = nn.Dropout(config.dropout / 2)
+        self.perceptron = Perceptron(width, hidden=config.hidden, dropout=config.dropout)
+
+    def user_vectors(
+        self,
+        table: Float[Tensor, "V D"],
+        history_rows: Int[Tensor, "B S M"],
+        history_ages: Float[Tensor, "B S M"],
+    ) -> Float[Tensor, "B S Q"]:
+        """Q_u: one deep output per scene; no candidate goes in."""
+        newest = slice(-self.config.deep_length, None)
+        rows, ages = history_rows[..., newest], history_ages[..., newest]
+        if torch.compiler.is_exporting():
+            shape = rows.shape
+            flat = rows.flatten(0, 1)
+            outputs = self.tower.sequences(
+                self.space(table[flat]), ages.flatten(0, 1), flat != 0
+            )
+            return outputs.unflatten(0, (shape[0], shape[1]))
+        return torch.stack(
+            [self._scene_vectors(table, rows[:, s], ages[:, s]) for s in range(rows.shape[1])],
+            dim=1,
+        )
+
+    def _scene_vectors(
+        self, table: Tensor, rows: Int[Tensor, "B L"], ages: Float[Tensor, "B L"]
+    ) -> Float[Tensor, "B Q"]:
+        """One scene, computed only where a history is there and only as long as the longest."""
+        keep = rows != 0
+        some = keep.any(1)
+        result = self.tower.empty_output(len(rows))
+        if not bool(some.any()):
+            return result
+        first = int(keep.any(0).to(torch.uint8).argmax())
+        rows, ages, keep = rows[some, first:], ages[some, first:], keep[some, first:]
+        outputs = self.tower.sequences(self.space(table[rows]), ages, keep)
+        return result.index_put((some.nonzero()[:, 0],), outputs)
+
+    def item_vectors(
+        self, table: Float[Tensor, "V D"], candidate_rows: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R Q"]:
+        """Q_i: the item's title through the same deep half, a sequence of length 1."""
+        if torch.compiler.is_exporting():
+            return self.tower.items(self.space(table[candidate_rows]))
+        # In a batch most titles come several times: each is computed once.
+        distinct, places = torch.unique(candidate_rows, return_inverse=True)
+        return self.tower.items(self.space(table[distinct]))[places]
+
+    def forward(
+        self,
+        table: Float[Tensor, "V D"],
+        history_rows: Int[Tensor, "B S M"],
+        history_item_keys: Int[Tensor, "B S M"],
+        history_ages: Float[Tensor, "B S M"],
+        history_totals: Float[Tensor, "B S"],
+        user_dense: Float[Tensor, "B Fu"],
+        candidate_rows: Int[Tensor, "B C"],
+        candidate_item_keys: Int[Tensor, "B C"],
+        candidate_dense: Float[Tensor, "B C Fi"],
+        candidate_categories: Int[Tensor, "B C K"],
+        context: Float[Tensor, "B C Fx"],
+    ) -> Float[Tensor, "B C"]:
+        """Logits; see :data:`feature_repo.artifact.PROGRAM_INPUTS`. Padding gets any value."""
+        flat = FlatCandidates(candidate_item_keys)
+        users = flat.spread(self.user_vectors(table, history_rows, history_ages))
+        items = self.item_vectors(table, flat.select(candidate_rows)).unsqueeze(1)
+        products = users * items  # (R, S, Q)
+        similarity = products.sum(-1) / self.config.output_width**0.5
+        deep = torch.cat([users.flatten(1), items.flatten(1), products.flatten(1), similarity], -1)
+
+        evidence = self._evidence(
+            flat, table, history_rows, history_item_keys, history_ages, history_totals,
+            candidate_rows, candidate_item_keys,
+        )  # fmt: skip
+        evidence = self.evidence_norm(evidence)
+        dense, dense_logit = self.dense(
+            flat, user_dense, candidate_dense, context, candidate_categories
+        )
+        x = self.input_dropout(torch.cat([deep, evidence, dense], dim=-1))
+        logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
+        logits = logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit
+        return flat.restore(logits)
+
+    def _evidence(
+        self,
+        flat: FlatCandidates,
+        table: Tensor,
+        rows: Int[Tensor, "B S M"],
+        keys: Int[Tensor, "B S M"],
+        ages: Float[Tensor, "B S M"],
+        totals: Float[Tensor, "B S"],
+        candidate_rows: Int[Tensor, "B C"],
+        candidate_keys: Int[Tensor, "B C"],
+    ) -> Float[Tensor, "R E"]:
+        """History size, exact-id evidence and text evidence."""
+        # A behaviour whose text is not in the table still has its item's key.
+        there: Bool[Tensor, "B S M"] = (rows != 0) | (keys != 0)
+        parts = [flat.spread(torch.log1p(totals)), flat.spread(torch.log1p(there.sum(-1).to(ages)))]
+        decays = flat.spread(self.decay(ages, there))
+        same = (flat.spread(keys) == flat.select(candidate_keys)[:, None, None]) & flat.spread(
+            keys != 0
+        )
+        if self.config.use_exact_evidence:
+            parts.append(self.exact(same, flat.spread(ages), decays))
+        if self.config.use_text_evidence:
+            history = self.space.directions(table[rows.flatten(1)])  # (B, S M, D)
+            candidates = self.space.directions(table[candidate_rows])  # (B, C, D)
+            cosines = flat.select(candidates @ history.transpose(1, 2)).unflatten(
+                1, (rows.shape[1], rows.shape[2])
+            )
+            has_text = (flat.select(candidate_rows) != 0)[:, None, None]
+            keep = flat.spread(rows != 0) & ~same & has_text
+            parts.append(self.text(cosines, keep, decays))
+        return torch.cat(parts, dim=-1)

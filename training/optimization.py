@@ -1,0 +1,74 @@
+"""Optimiser, schedule and moving average of the weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from training.recipes import TrainingConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with four groups: the deep half and the rest, each with and without weight decay.
+
+    Vectors (biases, norms, scales) and embedding tables are not decayed. Each group carries its
+    highest learning rate as ``peak``.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        deep = ".deep_half." in f".{name}"
+        decayed = parameter.dim() > 1 and id(parameter) not in tables
+        groups.setdefault((deep, decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak": config.deep_learning_rate if deep else config.learning_rate,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
+            for (deep, decayed), parameters in sorted(groups.items())
+        ],
+        lr=config.learning_rate,
+        foreach=True,
+    )
+
+
+def schedule(step: int, *, num_steps: int, warmup_steps: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine down to 0.
+
+    Args:
+        step: From 0.
+        num_steps: Of the whole run.
+        warmup_steps: Wanted; at most a tenth of all steps is used.
+    """
+    warmup = min(warmup_steps, num_steps // 10)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    share = (step - warmup) / max(1, num_steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its peak times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights; buffers are copied.
+
+    The decay starts low, ``(1 + n) / (10 + n)``, so that a short run does not average in the
+    random start.
+
+    Args:
+        model: Whose weights are averaged.
+        decay: Per step, in ``(0, 1)``.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
+        now = min(decay, (1 + float(number)) / (10 + float(number)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return AveragedModel(model, multi_avg_fn=update)

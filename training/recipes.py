@@ -1,0 +1,175 @@
+"""Every run that has a name: functions that return a full config.
+
+The command line picks one and overrides a few fields; nothing else decides how a model is trained.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from training.config import (
+    BaheConfig,
+    DinTextConfig,
+    ItemOnlyConfig,
+    MeanPoolingConfig,
+    ModelConfig,
+    PopularityConfig,
+    RepeatCountConfig,
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How weights are learned; for models that have none, ``epochs`` is 0."""
+
+    epochs: int = 3
+    batch_contexts: int = 64
+    """Contexts per step; one history serves all candidates of its context."""
+    max_candidates: int = 32
+    """Contexts with more candidates are cut into several."""
+    learning_rate: float = 1e-3
+    """Highest, of everything but the deep half."""
+    deep_learning_rate: float = 1e-4
+    """Highest, of the deep half's pretrained weights."""
+    weight_decay: float = 0.02
+    warmup_steps: int = 60
+    """Steps of linear warm-up before the cosine; at most a tenth of all steps."""
+    clip_norm: float = 2.0
+    """Largest norm of the gradient."""
+    average_decay: float | None = 0.995
+    """Per step, of the weights' moving average that is validated and kept; None = no average."""
+    validations_per_epoch: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_contexts", "max_candidates", "validations_per_epoch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "deep_learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay must be in (0, 1), got {self.average_decay}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run is made from, besides the data."""
+
+    name: str
+    model: ModelConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sequence_length: int = 50
+    """M, behaviours per scene that the model gets."""
+    baseline: bool = False
+    """A model to compare with; training it does not make it the one that is served."""
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
+
+
+def bahe_small() -> Recipe:
+    """For a first run: one deep layer over the last 20 behaviours; a minute on two cores."""
+    return Recipe(
+        name="bahe_small",
+        model=BaheConfig(num_deep_layers=1, deep_length=20),
+        training=TrainingConfig(epochs=2),
+        sequence_length=50,
+    )
+
+
+def bahe_base() -> Recipe:
+    """All deep layers over the last 50 behaviours."""
+    return Recipe(
+        name="bahe_base",
+        model=BaheConfig(deep_length=50),
+        training=TrainingConfig(epochs=3, validations_per_epoch=2),
+        sequence_length=100,
+    )
+
+
+def bahe_large() -> Recipe:
+    """All deep layers over the last 100 behaviours, a wider head, more time."""
+    return Recipe(
+        name="bahe_large",
+        model=BaheConfig(
+            deep_length=100, output_width=128, cross_rank=48, hidden=(384, 192), dropout=0.25
+        ),
+        training=TrainingConfig(epochs=5, validations_per_epoch=4, deep_learning_rate=5e-5),
+        sequence_length=100,
+    )
+
+
+def popularity() -> Recipe:
+    """Events of the item in the last 90 days; nothing is learned but the scale."""
+    return Recipe(
+        name="popularity",
+        model=PopularityConfig(),
+        training=TrainingConfig(epochs=0),
+        sequence_length=1,
+        baseline=True,
+    )
+
+
+def repeat_count() -> Recipe:
+    """How often the candidate is in the last 100 behaviours, then popularity."""
+    return Recipe(
+        name="repeat_count",
+        model=RepeatCountConfig(),
+        training=TrainingConfig(epochs=0),
+        sequence_length=100,
+        baseline=True,
+    )
+
+
+def mean_pooling() -> Recipe:
+    """Mean of the last 50 text vectors against the candidate's."""
+    return Recipe(
+        name="mean_pooling",
+        model=MeanPoolingConfig(),
+        training=TrainingConfig(epochs=2),
+        sequence_length=50,
+        baseline=True,
+    )
+
+
+def din_text() -> Recipe:
+    """Target attention over the last 50 text vectors."""
+    return Recipe(
+        name="din_text",
+        model=DinTextConfig(),
+        training=TrainingConfig(epochs=2),
+        sequence_length=50,
+        baseline=True,
+    )
+
+
+def item_only() -> Recipe:
+    """Item features alone: what a sampler of negatives leaks."""
+    return Recipe(
+        name="item_only",
+        model=ItemOnlyConfig(),
+        training=TrainingConfig(epochs=2),
+        sequence_length=1,
+        baseline=True,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        bahe_small,
+        bahe_base,
+        bahe_large,
+        popularity,
+        repeat_count,
+        mean_pooling,
+        din_text,
+        item_only,
+    )
+}

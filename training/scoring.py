@@ -1,0 +1,52 @@
+"""Scores of a whole data set, by a model or by an exported program."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from feature_repo.progress import Progress, silent
+from training.batches import iterate, plan_batches
+from training.dataset import ClickData
+
+BATCH_CONTEXTS = 64
+MAX_CANDIDATES = 64
+
+
+def score(
+    model: Callable[..., Tensor],
+    table: Tensor,
+    data: ClickData,
+    *,
+    truncate: bool,
+    progress: Progress = silent,
+) -> NDArray[np.float32]:
+    """Logits of every row.
+
+    Args:
+        model: Takes the program's inputs.
+        table: float32 [V, D].
+        data: R rows.
+        truncate: Cut histories to the longest of a batch: for eager models; an exported program
+            wants all of M.
+        progress: Told the rows scored.
+
+    Returns:
+        float32 [R], in the data's order.
+    """
+    plan = plan_batches(
+        data, batch_contexts=BATCH_CONTEXTS, max_candidates=MAX_CANDIDATES, seed=None
+    )
+    logits = np.empty(len(data), dtype=np.float32)
+    with torch.inference_mode():
+        for batch in iterate(data, plan, truncate=truncate):
+            logits[batch.rows] = model(table, *batch.inputs)[batch.mask].numpy()
+            progress(len(batch.rows), len(data))
+    return logits
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logistic function, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
