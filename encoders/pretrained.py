@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from encoders.config import DEFAULT_MODEL, DEFAULT_MODEL_SPLIT
@@ -19,7 +18,7 @@ from feature_repo.errors import EncoderError
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is fetched from the hub: configuration, weights and tokenizer. Nothing pickled, no code."""
 OTHER_FILES = ("*/*", "consolidated*")
-"""What is not: other formats' folders, and the second copy of the weights in Mistral's repositories."""
+"""What is not: other formats' folders, and the weights' second copy in Mistral's repositories."""
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
@@ -65,7 +64,7 @@ def load_config(name_or_folder: str) -> Any:
         EncoderError: If it cannot be found or read, or is no stack of layers.
     """
     folder = find_model_folder(name_or_folder)
-    with _quiet(), _sentence(name_or_folder, folder):
+    with quiet_transformers(), _sentence(name_or_folder, folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in ("hidden_size", "num_hidden_layers"):
         if not isinstance(getattr(config, name, None), int):
@@ -76,7 +75,7 @@ def load_config(name_or_folder: str) -> Any:
     return config
 
 
-def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a base model (no task head) with all its weights, in evaluation mode.
 
     Raises:
@@ -84,7 +83,7 @@ def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> nn.Mo
             which transformers would fill with random numbers.
     """
     folder = find_model_folder(name_or_folder)
-    with _quiet(), _sentence(name_or_folder, folder):
+    with quiet_transformers(), _sentence(name_or_folder, folder):
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
@@ -95,8 +94,7 @@ def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> nn.Mo
             f"model {name_or_folder!r} in {folder} lacks {len(missing)} of its weights, the first "
             f"is {missing[0]}: the files are incomplete or belong to another architecture"
         )
-    loaded: nn.Module = model.to(dtype).eval()
-    return loaded
+    return model.to(dtype).eval()
 
 
 def load_tokenizer(name_or_folder: str) -> Any:
@@ -106,8 +104,23 @@ def load_tokenizer(name_or_folder: str) -> Any:
         EncoderError: If it cannot be found or loaded.
     """
     folder = find_model_folder(name_or_folder)
-    with _quiet(), _sentence(name_or_folder, folder):
+    with quiet_transformers(), _sentence(name_or_folder, folder):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing its own bars and reports; put its settings back afterwards."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _package_folder() -> Path:
@@ -134,26 +147,12 @@ def _hub_folder(name: str) -> Path:
         )
     except (OSError, ValueError) as error:  # the hub's own errors are of these two kinds
         reason = str(error).strip().splitlines()[0]
+        folder = Path(name).expanduser().absolute()
         raise EncoderError(
-            f"model {name!r} was not found: there is no folder {Path(name).expanduser().absolute()}, "
+            f"model {name!r} was not found: there is no folder {folder}, "
             f"and the Hugging Face hub and its cache on this machine did not give it ({reason}); "
             "check the name, or fetch the model where there is a network and pass its folder"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing its own bars and reports; put its settings back afterwards."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

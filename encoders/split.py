@@ -8,20 +8,17 @@ equal the whole model.
 Shapes: B = batch, T = tokens, M = sequence length of the deep half, D = width, L = layers.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from encoders.layout import final_norm_name, keep_layers, layer_stack
 from encoders.pretrained import load_model
 from feature_repo.errors import EncoderError
 
-_STACKS = (("encoder", "layer"), ("transformer", "layer"), ("", "layers"))
-"""Where the layers lie: BERT, RoBERTa, ELECTRA, MPNet; DistilBERT; Llama, Mistral, Qwen, ModernBERT."""
-_FINAL_NORMS = ("norm", "final_norm")
-"""Names of the norm after the last layer in models of the third kind."""
 _PROBE_TOKENS = 8
 """Tokens of the trial run that a loaded half must pass."""
 _TOLERANCE = 1e-3
@@ -39,16 +36,16 @@ class ShallowHalf(nn.Module):
         EncoderError: If the model's layout is unknown or k is out of range.
     """
 
-    def __init__(self, model: nn.Module, split_layer: int) -> None:
+    def __init__(self, model: PreTrainedModel, split_layer: int) -> None:
         super().__init__()
-        num_layers = len(_layers(model))
-        _check_split(split_layer, num_layers)
-        norm = _final_norm_name(model)
+        num_layers = len(layer_stack(model))
+        _check_split(split_layer, num_layers, f"a model of {num_layers} layers")
+        norm = final_norm_name(model)
         if norm is not None and split_layer < num_layers:
             setattr(model, norm, nn.Identity())  # hidden_states[k] are taken before the norm
-        _keep_layers(model, 0, split_layer)
+        keep_layers(model, 0, split_layer)
         self.model = model
-        self.width: int = _config(model).hidden_size
+        self.width: int = model.config.hidden_size
 
     def forward(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | None = None
@@ -72,10 +69,12 @@ class DeepHalf(nn.Module):
         EncoderError: If the model's layout is unknown, or k or ``num_layers`` is out of range.
     """
 
-    def __init__(self, model: nn.Module, split_layer: int, num_layers: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, split_layer: int, num_layers: int | None = None
+    ) -> None:
         super().__init__()
-        total = len(_layers(model))
-        _check_split(split_layer, total - 1)
+        total = len(layer_stack(model))
+        _check_split(split_layer, total - 1, f"the deep half of a model of {total} layers")
         deep = total - split_layer
         kept = deep if num_layers is None else num_layers
         if not 1 <= kept <= deep:
@@ -83,13 +82,13 @@ class DeepHalf(nn.Module):
                 f"num_layers must be in [1, {deep}] (the layers above layer {split_layer} of "
                 f"{total}), got {kept}"
             )
-        _keep_layers(model, split_layer, split_layer + kept)
+        keep_layers(model, split_layer, split_layer + kept)
         if hasattr(model, "embeddings"):
             model.embeddings = _VectorsAsTheyAre()
         else:
             model.embed_tokens = None
         self.model = model
-        self.width: int = _config(model).hidden_size
+        self.width: int = model.config.hidden_size
 
     def forward(
         self, inputs_embeds: Float[Tensor, "B M D"], attention_mask: Int[Tensor, "B M"]
@@ -158,33 +157,67 @@ def load_deep_half(
         EncoderError: If the model cannot be loaded or split.
     """
     model = load_model(name_or_folder)
-    _check_split(split_layer, len(_layers(model)) - 1)
-    tokens = torch.arange(_PROBE_TOKENS)[None] % _config(model).vocab_size
-    mask = torch.ones_like(tokens)
+    whole = _run_whole(model)
+    norm = final_norm_name(model)
+    normed = getattr(model, norm) if norm else nn.Identity()
+    half = DeepHalf(model, split_layer, num_layers)
+    top = split_layer + len(layer_stack(model))
     with torch.inference_mode():
-        whole = model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
-    half = DeepHalf(model, split_layer)
+        # hidden_states hold the states below the norm, except that the last of them are above it.
+        last = top == len(whole.hidden_states) - 1
+        expected = whole.last_hidden_state if last else normed(whole.hidden_states[top])
+        states = half(whole.hidden_states[split_layer], _probe_mask())
+    _check_equal(states, expected, name_or_folder, split_layer)
+    return half
+
+
+def _check_split(split_layer: int, highest: int, what: str) -> None:
+    if not 1 <= split_layer <= highest:
+        raise EncoderError(f"split layer must be in [1, {highest}] for {what}, got {split_layer}")
+
+
+def _probe_tokens(model: PreTrainedModel) -> Tensor:
+    tokens: Tensor = torch.arange(_PROBE_TOKENS)[None] % model.config.vocab_size
+    return tokens
+
+
+def _probe_mask() -> Tensor:
+    return torch.ones(1, _PROBE_TOKENS, dtype=torch.long)
+
+
+def _run_whole(model: PreTrainedModel) -> Any:
+    """Run the uncut model on a few tokens, all hidden states kept."""
     with torch.inference_mode():
-        states = half(whole.hidden_states[split_layer], mask)
-    _check_equal(states, whole.last_hidden_state, name_or_folder, split_layer)
-    return half if num_layers is None else DeepHalf(model, 0, num_layers)
+        return model(
+            input_ids=_probe_tokens(model), attention_mask=_probe_mask(), output_hidden_states=True
+        )
 
 
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """Find the stack of layers."""
-    for holder_name, name in _STACKS:
-        holder = getattr(model, holder_name, None) if holder_name else model
-        layers = getattr(holder, name, None)
-        if isinstance(layers, nn.ModuleList) and len(layers):
-            return layers
-    raise EncoderError(_unknown_layout(model))
+def _try_shallow_half(half: ShallowHalf, name: str, split_layer: int) -> None:
+    """Make sure that nothing comes after layer k: no norm or projection that we do not know of."""
+    last_layer_gave: list[Any] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        last_layer_gave.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer_stack(half.model)[-1].register_forward_hook(note)
+    try:
+        with torch.inference_mode():
+            states = half(_probe_tokens(half.model), _probe_mask())
+    finally:
+        handle.remove()
+    norm = final_norm_name(half.model)
+    with torch.inference_mode():
+        expected = getattr(half.model, norm)(last_layer_gave[0]) if norm else last_layer_gave[0]
+    _check_equal(states, expected, name, split_layer)
 
 
-def _final_norm_name(model: nn.Module) -> str | None:
-    """Find the norm after the last layer; BERT's family has none."""
-    if not hasattr(model, "layers"):
-        return None
-    for name in _FINAL_NORMS:
-        if isinstance(getattr(model, name, None), nn.Module):
-            return name
-    raise EncoderError(_unknown_layout(model))
+def _check_equal(states: Tensor, expected: Tensor, name: str, split_layer: int) -> None:
+    """Compare what a half gives with what it must give."""
+    difference = float((states - expected).abs().max() / expected.abs().max())
+    if not difference <= _TOLERANCE:  # NaN is not equal either
+        raise EncoderError(
+            f"model {name!r} does not split at layer {split_layer}: its halves give other states "
+            f"than the whole model (relative difference {difference:.2g}); this type of model "
+            "computes something between or after its layers that is not supported"
+        )

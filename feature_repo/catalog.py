@@ -36,9 +36,7 @@ class Catalog:
         items = pq.read_table(home.items, columns=["item_id", "event_timestamp", "text_id"])
         items = items.sort_by([("item_id", "ascending"), ("event_timestamp", "ascending")])
         # The last version of an item wins.
-        titles = dict(
-            zip(items["item_id"].to_pylist(), items["text_id"].to_pylist(), strict=True)
-        )
+        titles = dict(zip(items["item_id"].to_pylist(), items["text_id"].to_pylist(), strict=True))
         behaviors = pq.read_table(home.behaviors, columns=["behavior_id", "text"])
         texts = dict(
             zip(behaviors["behavior_id"].to_pylist(), behaviors["text"].to_pylist(), strict=True)

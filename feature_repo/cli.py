@@ -146,7 +146,9 @@ def materialize(settings: Settings, full: bool) -> None:
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True, help="Keys.")
 @pass_settings
 def parity(settings: Settings, sample: int) -> None:
-    """Compare what training reads with what serving reads, value by value; exit code 1 if not equal.
+    """Compare what training reads with what serving reads, value by value.
+
+    Exit code 1 and the first differences where there are any.
 
     Example: longtrail parity --sample 2000
     """

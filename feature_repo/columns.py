@@ -68,16 +68,15 @@ def column_from_arrow(array: pa.ChunkedArray | pa.Array) -> Column:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         values = array.flatten().to_numpy(zero_copy_only=False)
-        wanted: type[np.generic] = (
-            np.int64 if pa.types.is_integer(kind.value_type) else np.float32
-        )
+        wanted: type[np.generic] = np.int64 if pa.types.is_integer(kind.value_type) else np.float32
         return Ragged(values.astype(wanted, copy=False), lengths.astype(np.int64))
     if pa.types.is_integer(kind):
         # Through fill_null: a null would turn the column into floats and cut ids above 2**53.
         return np.asarray(pc.fill_null(array, 0).cast(pa.int64()))
     if pa.types.is_floating(kind):
         values = array.to_numpy(zero_copy_only=False)
-        return values if kind == pa.float64() else values.astype(np.float32, copy=False)
+        wanted = np.float64 if kind == pa.float64() else np.float32
+        return np.asarray(values, dtype=wanted)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(array.to_pylist(), dtype=object)
     if pa.types.is_null(kind):

@@ -1,7 +1,7 @@
 """What exists in the feature store: entities, sources, views and services.
 
-Made from the manifest that ingest wrote; before any ingest, those of the built-in shop. Field names,
-types and units come from the modules that write the files, so there is one truth for each.
+Made from the manifest that ingest wrote; before any ingest, those of the built-in shop. Field
+names, types and units come from the modules that write the files, so there is one truth for each.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,15 @@ from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Float64, Int64, String
 
 from feature_repo import item_stats, sequences, user_stats
-from feature_repo.fields import FeatureField
+from feature_repo.fields import FeatureField, FieldType
 from feature_repo.home import Home
-from feature_repo.manifest import DataManifest, EncoderManifest, ItemColumn, Split
+from feature_repo.manifest import (
+    SEQUENCE_LENGTH,
+    DataManifest,
+    EncoderManifest,
+    ItemColumn,
+    Split,
+)
 
 OWNER = "longtrail"
 NEVER = timedelta(days=36_500)
@@ -105,7 +111,7 @@ def define(home: Home) -> Definitions:
         ),
         _view(
             home, "user_sequences", user, sequences.fields(manifest),
-            f"The last {sequences.SEQUENCE_LENGTH} behaviours per scene, oldest first, one row per "
+            f"The last {SEQUENCE_LENGTH} behaviours per scene, oldest first, one row per "
             "change; row of a time holds everything up to and including it.",
         ),
         _view(
@@ -176,7 +182,7 @@ def _view(
     tags: dict[str, str] | None = None,
 ) -> FeatureView:
     key = entity.join_key
-    key_type = "int64" if entity.value_type == ValueType.INT64 else "string"
+    key_type: FieldType = "int64" if entity.value_type == ValueType.INT64 else "string"
     all_fields = (FeatureField(key, key_type, entity.description), *fields)
     path = home.view(name) / folder if folder else home.view(name)
     source = FileSource(

@@ -33,9 +33,9 @@ from feature_repo.progress import Progress
 logger = logging.getLogger(__name__)
 
 MEMORY_LIMIT = "1GB"
-"""What the query engine may hold before it writes to disk; Arrow batches come on top."""
+"""What the query engine may hold before it writes to disk."""
 ROW_GROUP_SIZE = 20_000
-"""Rows per batch and parquet row group: about 100 MB for two scenes of 100 behaviours."""
+"""Rows per parquet row group: about 100 MB before encoding, for two scenes of 100 behaviours."""
 MAX_ADDITIONS = 16
 """A bucket with this many additional files is rebuilt into one, so that files stay few."""
 
@@ -133,7 +133,7 @@ class BucketedView:
         return self.folder / f"state-{bucket:05d}.json"
 
     def _usable_states(self, settings: str, buckets: set[int]) -> dict[int, BucketState]:
-        """The states that still hold; files that belong to none of them are removed."""
+        """Return the states that still hold; remove the files that belong to none of them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         states = {}
         for path in sorted(self.folder.glob("state-*.json")):
@@ -158,7 +158,7 @@ class BucketedView:
     def _update(
         self, connection: Any, bucket: int, events: Any, state: BucketState | None, settings: str
     ) -> BucketState:
-        """The state after bringing one bucket up to date."""
+        """Bring one bucket up to date and return its state."""
         identity = events_identity(events, connection)
         if state is not None and identity == state.events:
             return state
@@ -238,7 +238,7 @@ def file_fingerprint(path: Path) -> str:
 
 @contextmanager
 def engine(home: Home, what: str, *, threads: int) -> Iterator[Any]:
-    """A DuckDB connection through ibis that streams, bounded in memory; times are in UTC."""
+    """Open DuckDB through ibis: streaming, bounded in memory, times in UTC."""
     spill = home.root / f".spill-{what}"
     shutil.rmtree(spill, ignore_errors=True)  # of a run that was killed
     connection = ibis.duckdb.connect(
@@ -282,9 +282,10 @@ def _new_rows(old: BucketState | None, new: BucketState) -> int:
 
 
 def view_settings(manifest: DataManifest, **more: Any) -> dict[str, Any]:
-    """The settings on which every view of a data set depends, and ``more``."""
+    """Return the settings on which every view of a data set depends, and ``more``."""
     return {
         "scenes": manifest.scenes,
+        "num_buckets": manifest.num_buckets,
         "availability_delay_us": manifest.availability_delay_us,
         **more,
     }

@@ -31,7 +31,8 @@ class SceneSequence:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Bool [R, N]; True means keep: a behaviour is there."""
-        return self.behavior_ids != 0
+        mask: NDArray[np.bool_] = self.behavior_ids != 0
+        return mask
 
 
 @dataclass(frozen=True)

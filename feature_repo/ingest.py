@@ -22,6 +22,7 @@ from feature_repo.behavior import hash63
 from feature_repo.dataset import LoadedDataSet
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home, complete_folder
+from feature_repo.item_stats import fields as item_fields
 from feature_repo.manifest import DataManifest, ItemColumn, Split
 from feature_repo.negatives import SplitBounds, sample_impressions
 from feature_repo.progress import Progress, silent
@@ -80,8 +81,8 @@ def ingest(
         LongtrailError: If another ingest into the same home is running.
     """
     if dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            return _Ingest(dataset, Path(scratch), progress).run(None)
+        with tempfile.TemporaryDirectory() as folder:
+            return _Ingest(dataset, Path(folder), progress).run(None)
     with home.lock("tables"):
         fingerprint = source_fingerprint(dataset)
         if home.manifest.exists():
@@ -145,7 +146,7 @@ class _Ingest:
             self._step()
             manifest = self._manifest(items, impressions, kind, sum(map(_total, rejected.values())))
             samples = {
-                name: self._records(f'SELECT * EXCLUDE ("row") FROM {name} LIMIT 3')  # noqa: S608
+                name: self._records(f'SELECT * EXCLUDE ("row") FROM {name} LIMIT 3')
                 for name in ("events", "items", "impressions")
             }
             if folder is not None:
@@ -188,14 +189,14 @@ class _Ingest:
         """
         counts = dict(
             self.connection.execute(
-                f"SELECT reason, count(*) FROM checked_{query.name} WHERE reason IS NOT NULL "  # noqa: S608
+                f"SELECT reason, count(*) FROM checked_{query.name} WHERE reason IS NOT NULL "
                 "GROUP BY reason ORDER BY count(*) DESC, reason"
             ).fetchall()
         )
         total = _total(counts)
         if total == query.num_rows or total > self.options.reject_threshold * query.num_rows:
             (example,) = self._records(
-                f"SELECT * EXCLUDE (reason) FROM checked_{query.name} WHERE reason IS NOT NULL "  # noqa: S608
+                f"SELECT * EXCLUDE (reason) FROM checked_{query.name} WHERE reason IS NOT NULL "
                 'ORDER BY "row" LIMIT 1'
             )
             reasons = "; ".join(f"{reason}: {number:,}" for reason, number in counts.items())
@@ -223,7 +224,7 @@ class _Ingest:
                 coalesce(split, CASE WHEN epoch_us(event_timestamp) >= {bounds.test} THEN 'test'
                 WHEN epoch_us(event_timestamp) >= {bounds.valid} THEN 'valid'
                 WHEN epoch_us(event_timestamp) >= {bounds.train} THEN 'train'
-                END) AS split) FROM checked_impressions WHERE reason IS NULL"""  # noqa: S608
+                END) AS split) FROM checked_impressions WHERE reason IS NULL"""
             )
 
     def _bounds(self) -> SplitBounds:
@@ -234,9 +235,7 @@ class _Ingest:
             test=_micros(split.test),
         )
 
-    def _make_impressions(
-        self, logged: LoadedQuery | None
-    ) -> Literal["logged", "sampled", "none"]:
+    def _make_impressions(self, logged: LoadedQuery | None) -> Literal["logged", "sampled", "none"]:
         """Make sure that the table ``impressions`` exists."""
         options = self.options.impressions
         if logged is not None:
@@ -244,7 +243,7 @@ class _Ingest:
             return "logged" if options is not None and options.logged else "sampled"
         if options is None or options.negatives is None:
             self.connection.execute(
-                "CREATE OR REPLACE TABLE impressions (\"row\" BIGINT, request_id VARCHAR, "
+                'CREATE OR REPLACE TABLE impressions ("row" BIGINT, request_id VARCHAR, '
                 "user_id VARCHAR, item_id VARCHAR, event_timestamp TIMESTAMPTZ, clicked TINYINT, "
                 "split VARCHAR)"
             )
@@ -313,7 +312,7 @@ class _Ingest:
                 else f"{drawn.per_positive} per {drawn.scene}, drawn from the {drawn.scene} events "
                 f"of the {drawn.window_days} days before, never from the same basket"
             )
-        return DataManifest(
+        manifest = DataManifest(
             dataset=options.name,
             scenes=tuple(scene for (scene,) in scenes),
             item_columns=tuple(
@@ -341,6 +340,8 @@ class _Ingest:
             num_buckets=_num_buckets(one["events"]),
             source_fingerprint=source_fingerprint(self.dataset),
         )
+        item_fields(manifest)  # refuses a column with the name of a computed feature
+        return manifest
 
     def _behaviors(self) -> None:
         """Every distinct text: of events, and of items, whose titles are behaviours as well."""
@@ -386,7 +387,7 @@ class _Ingest:
         self._copy("SELECT * FROM behaviors ORDER BY behavior_id", folder / "behaviors.parquet")
         self._copy(
             " UNION ALL ".join(
-                f"SELECT '{q.name}' AS query, '{q.files.replace(chr(39), chr(39) * 2)}' AS file, "  # noqa: S608
+                f"SELECT '{q.name}' AS query, '{q.files.replace(chr(39), chr(39) * 2)}' AS file, "
                 f'r."row", c.reason, CAST(to_json(r) AS VARCHAR) AS "values" FROM raw_{q.name} r '
                 f'JOIN checked_{q.name} c USING ("row") WHERE c.reason IS NOT NULL'
                 for q in loaded

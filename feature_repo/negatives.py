@@ -121,7 +121,8 @@ def _first_of_equal(items: NDArray[np.int64], times: NDArray[np.int64]) -> NDArr
     """Index of the first row with the same item and time, rows sorted by both."""
     changes = np.r_[True, (items[1:] != items[:-1]) | (times[1:] != times[:-1])]
     starts = np.flatnonzero(changes)
-    return starts[np.cumsum(changes) - 1]
+    first: NDArray[np.int64] = starts[np.cumsum(changes) - 1]
+    return first
 
 
 def _draw(

@@ -67,8 +67,8 @@ def check_parity(
 ) -> ParityReport:
     """Compare offline features as of now with online ones, for ``sample`` keys of each kind.
 
-    Offline means Feast's own historical join. Keys are chosen by their hash, so that every run looks
-    at the same ones, and one unknown key of each kind is among them.
+    Offline means Feast's own historical join. Keys are chosen by their hash, so that every run
+    looks at the same ones, and an unknown user and item are among them.
     """
     reader = FeatureReader(home, profile)
     now = reader.manifest.now()

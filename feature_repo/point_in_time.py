@@ -51,7 +51,9 @@ def latest_rows(
     )
     oldest = ""
     if ttl:
-        oldest = f"AND r.time <= s.event_timestamp + to_microseconds({ttl // timedelta(microseconds=1)})"
+        oldest = (
+            f"AND r.time <= s.event_timestamp + to_microseconds({ttl // timedelta(microseconds=1)})"
+        )
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         if threads:
@@ -70,7 +72,7 @@ def latest_rows(
             FROM requests r ASOF JOIN snapshots s
             ON r.key = s.key AND r.time >= s.event_timestamp
             WHERE true {oldest}
-            """,  # noqa: S608 - column names of our own views
+            """,
             [files],
         ).to_arrow_table()
     files_found, file_index = np.unique(

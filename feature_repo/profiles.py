@@ -58,8 +58,9 @@ def active_home() -> Home:
     home = Home.from_environment()
     if home != Home(DEFAULT_HOME):
         raise StoreError(
-            f"{HOME_VARIABLE} is {home.root}, but {active.name} keeps its stores in {DEFAULT_HOME}; "
-            f"run `feast -f {home.root / active.name} ...` (any longtrail command writes that file)"
+            f"{HOME_VARIABLE} is {home.root}, but {active.name} keeps its stores in "
+            f"{DEFAULT_HOME}; run `feast -f {home.root / active.name} ...` (any longtrail command "
+            "writes that file)"
         )
     return home
 

@@ -21,7 +21,7 @@ def silent(advance: int, total: int, **figures: float) -> None:
 
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Progress]:
-    """A bar on stderr with rate and remaining time; where stderr is no terminal, a line now and then."""
+    """A bar on stderr with rate and remaining time; a line now and then where it is no terminal."""
     interval_s = 0.2 if sys.stderr.isatty() else 10.0
     with tqdm(
         desc=what, unit=f" {unit}", file=sys.stderr, mininterval=interval_s, dynamic_ncols=True

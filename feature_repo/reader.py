@@ -82,7 +82,8 @@ class FeatureReader:
             views = [self._view(p.name, [f.name for f in p.features]) for p in projections]
         except FeastObjectNotFoundException as error:
             raise MissingStepError(
-                f"the feature store does not know the service {service}: run `longtrail apply` first"
+                f"the feature store does not know the service {service}: run `longtrail apply` "
+                "first"
             ) from error
         self._user_views = [view for view in views if view.key == "user_id"]
         self._item_views = [view for view in views if view.key == "item_id"]
@@ -282,7 +283,10 @@ class FeatureReader:
             return {
                 view.name: Columns(
                     np.zeros(0, dtype=bool),
-                    {n: column_from_values([], np.zeros(0, bool), k) for n, k in view.kinds.items()},
+                    {
+                        n: column_from_values([], np.zeros(0, bool), k)
+                        for n, k in view.kinds.items()
+                    },
                 )
                 for view in views
             }
@@ -294,9 +298,7 @@ class FeatureReader:
             full_feature_names=True,
         ).proto
         # The order of features varies between processes: look them up by name.
-        results = dict(
-            zip(response.metadata.feature_names.val, response.results, strict=True)
-        )
+        results = dict(zip(response.metadata.feature_names.val, response.results, strict=True))
         columns = {}
         for view in views:
             present = np.zeros(len(keys), dtype=bool)
@@ -321,7 +323,9 @@ class FeatureReader:
             ]
             total = values[f"{scene}_total"]
             assert isinstance(total, np.ndarray)
-            sequences[scene] = SceneSequence(*map(_aligned, lists), total=total)
+            sequences[scene] = SceneSequence(
+                _aligned(lists[0]), _aligned(lists[1]), _aligned(lists[2]), total
+            )
         present = np.zeros(len(ids), dtype=bool)
         for view in columns.values():
             present |= view.present
@@ -409,7 +413,7 @@ def _concatenate(parts: Sequence[Columns]) -> Columns:
                 np.concatenate([r.lengths for r in ragged]),
             )
         else:
-            values[name] = np.concatenate(columns)
+            values[name] = np.concatenate([c for c in columns if isinstance(c, np.ndarray)])
     return Columns(np.concatenate([part.present for part in parts]), values)
 
 
@@ -440,7 +444,9 @@ def _dense(
         for name, kind in view.kinds.items():
             if not _is_dense(name, kind, without):
                 continue
-            column = np.where(of_view.present, of_view.values[name], np.nan)
+            values = of_view.values[name]
+            assert isinstance(values, np.ndarray)
+            column = np.where(of_view.present, values, np.nan)
             if name.endswith("_time"):
                 column = (times / 1e6 - column) / _DAY_S
             dense.append(column.astype(np.float32))

@@ -189,7 +189,7 @@ def _chunk_pairs(events: Any, length: int, after: datetime | None) -> Any:
     if after is not None:
         is_old = events.event_timestamp <= ibis.literal(after)
         numbered = numbered.mutate(
-            num_old=ibis.ifelse(is_old, 1.0, 0.0).sum().over(ibis.window(group_by="user_id"))
+            num_old=ibis.ifelse(is_old, 1, None).count().over(ibis.window(group_by="user_id"))
         )
         first = (numbered.num_old // length - 1) * length
         numbered = numbered.filter(numbered["rank"] >= first)

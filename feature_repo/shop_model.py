@@ -44,16 +44,17 @@ NEW_ARRIVAL_DAYS = 60
 
 # The strengths are chosen so that the best reachable AUC is about .83, that of exact ids, counts
 # and popularity about .65, and the click rate about 15 %.
-BIAS = -2.45
+BIAS = -3.0
 SLOT_EFFECT = -0.06
-QUALITY_EFFECT = 0.45
-PRICE_EFFECT = 0.3
+QUALITY_EFFECT = 0.4
+PRICE_EFFECT = 0.2
 NEED_EFFECT = 1.3
 NEED_DECAY_US = 4 * DAY_US
 SECOND_THEME_SHARE = 0.6
-TASTE_SPREAD = 1.15
-LASTING_SHARE, PHASE_SHARE = 0.65, 0.75
-LIKING_SPREAD = 0.6
+NUM_LASTING, LASTING_EFFECT = 2, 2.0
+NUM_PASSING, PASSING_EFFECT = 2, 2.6
+INDIFFERENCE_SPREAD = 0.3
+LIKING_SPREAD = 0.5
 CLICKINESS_SPREAD = 0.3
 REPEAT_SOON, REPEAT_LATER = -1.5, 0.9
 REPEAT_SOON_US = 21 * DAY_US
@@ -202,17 +203,19 @@ class Shoppers:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, num_users: int, num_days: int) -> Self:
-        """Draw users: 60 % may come from the start, the others join evenly over time."""
+        """Draw users: 75 % may come from the start, the others join evenly over time."""
         joins = rng.integers(num_days, size=num_users)
         phase_start = np.sort(rng.random((num_users, NUM_PHASES)), axis=1) * num_days * DAY_US
         phase_start[:, 0] = 0
-        lasting = rng.standard_normal((num_users, 1, len(THEMES)), dtype=np.float32)
-        phase = rng.standard_normal((num_users, NUM_PHASES, len(THEMES)), dtype=np.float32)
+        noise = rng.standard_normal((num_users, 1, len(THEMES)), dtype=np.float32)
+        lasting = _favourites(rng, (num_users, 1, len(THEMES)), NUM_LASTING)
+        passing = _favourites(rng, (num_users, NUM_PHASES, len(THEMES)), NUM_PASSING)
+        taste = INDIFFERENCE_SPREAD * noise + LASTING_EFFECT * lasting + PASSING_EFFECT * passing
         return cls(
-            first_day=np.where(rng.random(num_users) < 0.6, 0, joins),
+            first_day=np.where(rng.random(num_users) < 0.75, 0, joins),
             activity=np.cumsum(rng.gamma(1.2, size=num_users)),
             phase_start_us=phase_start.astype(np.int64),
-            taste=(TASTE_SPREAD * (LASTING_SHARE * lasting + PHASE_SHARE * phase)).astype(np.float32),
+            taste=taste.astype(np.float32),
             liking=LIKING_SPREAD
             * rng.standard_normal((num_users, len(MATERIALS)), dtype=np.float32),
             price_level=rng.standard_normal(num_users, dtype=np.float32),
@@ -260,6 +263,13 @@ def utility(
         + QUALITY_EFFECT * catalogue.quality[items]
         + PRICE_EFFECT * (1 - distance**2)
     ).astype(np.float32)
+
+
+def _favourites(
+    rng: np.random.Generator, shape: tuple[int, int, int], num_favourites: int
+) -> NDArray[np.bool_]:
+    """Mark ``num_favourites`` different ones on the last axis."""
+    return rng.random(shape).argsort(axis=-1).argsort(axis=-1) < num_favourites
 
 
 def choose(rng: np.random.Generator, scores: Floats) -> Ints:

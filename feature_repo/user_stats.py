@@ -33,7 +33,7 @@ _BATCH_SIZE = 500_000
 
 
 def fields(manifest: DataManifest) -> tuple[FeatureField, ...]:
-    """The fields of the view, in the order of the files."""
+    """Return the fields of the view, in the order of the files."""
     of_scenes = [field for scene in manifest.scenes for field in _scene_fields(scene)]
     return (*of_scenes, *(click_fields() if manifest.impressions == "logged" else ()))
 
@@ -75,7 +75,7 @@ def build_user_stats(
 
 
 def user_rows(events: Any, impressions: Any | None, manifest: DataManifest) -> Any:
-    """The rows of the view, without ``created_timestamp``.
+    """Return the rows of the view, without ``created_timestamp``.
 
     Args:
         events: ibis table with user_id, event_timestamp, scene, behavior_id, item_key; no nulls.
@@ -190,7 +190,7 @@ def _click_features(moments: Any) -> dict[str, Any]:
 def click_features(
     impressions: Any, clicks: Any, recent: Any, recent_clicks: Any
 ) -> dict[str, Any]:
-    """The columns of :func:`click_fields` from ibis counts of all time and of the window."""
+    """Compute the columns of :func:`click_fields` from counts of all time and of the window."""
     rate = (clicks + PRIOR_CLICKS) / (impressions + PRIOR_IMPRESSIONS)
     return {
         "impression_count": impressions.cast("float32"),
@@ -217,7 +217,7 @@ def click_fields() -> tuple[FeatureField, ...]:
         FeatureField(
             f"impression_count_{days}d",
             "float32",
-            f"impressions {known} since {days} days; a count",
+            f"impressions that became known in {days} days; a count",
         ),
         FeatureField(
             f"click_count_{days}d", "float32", f"clicks that became known in {days} days; a count"
@@ -281,7 +281,7 @@ class _BucketedImpressions:
         self.loaded = False
 
     def of_bucket(self, connection: Any, bucket: int) -> Any:
-        """The impressions of the users of one bucket: an ibis table."""
+        """Return the impressions of the users of one bucket: an ibis table."""
         if not self.loaded:
             self._load(connection)
             self.loaded = True

@@ -19,8 +19,11 @@ _INTEGER = re.compile(r"^U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?$")
 _NUMERIC = re.compile(r"^(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL.*|BOOLEAN)$")
 _TIME = re.compile(r"^(TIMESTAMP.*|DATE)$")
 _SCENE = r"^[a-z][a-z0-9_]{0,30}$"
+_SCENE_REASON = "scene is not a lower-case name of letters, digits and _"
+_EARLIEST = "1970-01-02 00:00:00+00"
+"""Stores take the epoch for a missing time."""
 MAX_SCENES = 16
-"""Every scene adds columns to the feature views; more than this is a text put in the wrong column."""
+"""Every scene adds columns to the feature views; more are a text put in the wrong column."""
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """The replacement character and control characters: signs of a wrong encoding."""
 
@@ -121,8 +124,8 @@ def run_query(
             )
     try:
         connection.execute(
-            f"CREATE OR REPLACE TABLE raw_{name} AS "  # noqa: S608 - the user's own query
-            f"SELECT row_number() OVER () AS \"row\", q.* FROM (\n{dataset.sql(sql)}\n) AS q"
+            f"CREATE OR REPLACE TABLE raw_{name} AS "
+            f'SELECT row_number() OVER () AS "row", q.* FROM (\n{dataset.sql(sql)}\n) AS q'
         )
     except duckdb.Error as error:
         raise DataSetError(f"{where}: {_sql_sentence(error)}") from error
@@ -166,7 +169,8 @@ def _check_types(where: str, contract: Contract, types: dict[str, str]) -> tuple
     def expect(column: str, ok: bool, wanted: str) -> None:
         if not ok:
             raise DataSetError(
-                f"{where}: column {column} must be {wanted}, got {types[column]}; cast it in the SQL"
+                f"{where}: column {column} must be {wanted}, got {types[column]}; cast it in the "
+                "SQL"
             )
 
     for column, kind in types.items():
@@ -215,7 +219,7 @@ def map_texts(
     Raises:
         DataSetError: If two texts have the same id.
     """
-    union = " UNION ".join(f'SELECT "text" AS raw FROM {s}' for s in sources)  # noqa: S608
+    union = " UNION ".join(f'SELECT "text" AS raw FROM {s}' for s in sources)
     raws = connection.execute(f"SELECT DISTINCT raw FROM ({union}) ORDER BY raw").fetchall()
     options = dataset.content
     by_id: dict[int, str] = {}
@@ -268,15 +272,15 @@ def _create(
     rows: Sequence[tuple[object, ...]],
     schema: pa.Schema,
 ) -> None:
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in schema]
+    columns = list(zip(*rows, strict=True)) if rows else [() for _ in schema]
     arrow = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema)
     connection.register("arrow_rows", arrow)
-    connection.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM arrow_rows")  # noqa: S608
+    connection.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM arrow_rows")
     connection.unregister("arrow_rows")
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -288,8 +292,8 @@ _ID = "trim(CAST(r.{0} AS VARCHAR))"
 def _time_reasons(column: str) -> list[str]:
     return [
         f"WHEN r.{column} IS NULL THEN '{column} is missing'",
-        f"WHEN NOT isfinite(r.{column}) OR r.{column} < TIMESTAMPTZ '1970-01-02 00:00:00+00' "
-        f"THEN '{column} is before 1970-01-02 or infinite'",
+        f"WHEN NOT isfinite(r.{column}) THEN '{column} is infinite'",
+        f"WHEN r.{column} < TIMESTAMPTZ '{_EARLIEST}' THEN '{column} is before 1970-01-02'",
         f"WHEN r.{column} > now() THEN '{column} is in the future'",
     ]
 
@@ -328,8 +332,7 @@ def check_events(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery) -> 
         *_id_reasons("user_id"),
         *_time_reasons("event_timestamp"),
         "WHEN r.scene IS NULL OR r.scene = '' THEN 'scene is missing'",
-        f"WHEN NOT regexp_matches(r.scene, '{_SCENE}') THEN "
-        "'scene is not a lower-case name of letters, digits and _'",
+        f"WHEN NOT regexp_matches(r.scene, '{_SCENE}') THEN '{_SCENE_REASON}'",
         *_text_reasons(),
     ]
     connection.execute(f"""
@@ -343,7 +346,7 @@ def check_events(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery) -> 
         SELECT * REPLACE (CASE WHEN reason IS NULL AND row_number() OVER (
             PARTITION BY user_id, event_timestamp, scene, behavior_id, item_id ORDER BY "row"
         ) > 1 THEN 'duplicate of another row' ELSE reason END AS reason) FROM c
-    """)  # noqa: S608
+    """)
     scenes = connection.execute(
         "SELECT DISTINCT scene FROM checked_events WHERE reason IS NULL ORDER BY scene"
     ).fetchall()
@@ -361,7 +364,7 @@ def check_items(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery) -> N
     """
     timed = "event_timestamp" in loaded.types
     replace = f"REPLACE ({_as_time(loaded, 'event_timestamp')})" if timed else ""
-    time = "r.event_timestamp" if timed else "TIMESTAMPTZ '1970-01-02 00:00:00+00'"
+    time = "r.event_timestamp" if timed else f"TIMESTAMPTZ '{_EARLIEST}'"
     reasons = [
         *_id_reasons("item_id"),
         *(_time_reasons("event_timestamp") if timed else []),
@@ -382,7 +385,7 @@ def check_items(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery) -> N
         SELECT * REPLACE (CASE WHEN reason IS NULL AND row_number() OVER (
             PARTITION BY item_id, event_timestamp ORDER BY "row"
         ) > 1 THEN 'second row for one item and time' ELSE reason END AS reason) FROM c
-    """)  # noqa: S608
+    """)
 
 
 def check_impressions(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery) -> None:
@@ -393,8 +396,8 @@ def check_impressions(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery
         *_id_reasons("user_id"),
         *_id_reasons("item_id"),
         *_time_reasons("event_timestamp"),
-        "WHEN r.clicked IS NULL OR CAST(r.clicked AS INTEGER) NOT IN (0, 1) "
-        "THEN 'clicked is not 0 or 1'",
+        "WHEN r.clicked IS NULL THEN 'clicked is missing'",
+        "WHEN CAST(r.clicked AS INTEGER) NOT IN (0, 1) THEN 'clicked is not 0 or 1'",
     ]
     if "split" in loaded.types:
         reasons.append(
@@ -420,4 +423,4 @@ def check_impressions(connection: duckdb.DuckDBPyConnection, loaded: LoadedQuery
             WHEN torn THEN 'its request_id has several users or times'
             WHEN row_number() OVER (PARTITION BY request_id, item_id ORDER BY "row") > 1
             THEN 'item twice in one request' END AS reason) FROM d
-    """)  # noqa: S608
+    """)

@@ -105,7 +105,7 @@ def load_artifact(home: Home, run: str) -> Artifact:
             carries pickled data or does not do what its manifest says.
     """
     folder = home.runs / run
-    if Path(run).name != run or not folder.is_dir():
+    if not run or Path(run).name != run or not folder.is_dir():
         runs = sorted(path.parent.name for path in home.runs.glob(f"*/{MANIFEST_FILE}"))
         raise ArtifactError(
             f"there is no run {run!r} in {home.runs}; "

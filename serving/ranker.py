@@ -118,7 +118,7 @@ class Ranker:
             MissingStepError: If a step before has not been run.
             ArtifactError: If the run cannot be served.
         """
-        artifact = load_artifact(home, run or current_run(home))
+        artifact = load_artifact(home, current_run(home) if run is None else run)
         return cls(
             artifact,
             FeatureReader(home, profile),

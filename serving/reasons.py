@@ -65,8 +65,8 @@ def _exact(history: History, key: int) -> str:
     parts = []
     for scene in dict.fromkeys(history.scenes[met]):
         times = history.timestamps[met & (history.scenes == scene)]
-        count = "once" if len(times) == 1 else f"{len(times)} times, last"
-        parts.append(f"{scene} before: {count}, {ago(history.now - int(times[0]))}")
+        count = "once," if len(times) == 1 else f"{len(times)} times, last"
+        parts.append(f"{scene} before: {count} {ago(history.now - int(times[0]))}")
     return "; ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise LongtrailError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}): choose another "
+            f"cannot listen on {host} port {port} ({os.strerror(error.errno) if error.errno else error}): choose another "
             "with --host and --port"
         ) from error
 

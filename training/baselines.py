@@ -1,8 +1,7 @@
 """What a click model has to beat: simple models on the same inputs, through the same code path.
 
 Shapes: B = contexts, S = scenes, M = behaviours per scene, C = candidates, R = flat candidates,
-D = vector width, W = width of projected vectors. Every ``forward`` takes the program's inputs
-(:data:`feature_repo.artifact.PROGRAM_INPUTS`) and returns logits [B, C].
+D = vector width, W = width of projected vectors.
 """
 
 import torch
@@ -20,10 +19,11 @@ from training.config import (
 )
 from training.inputs import DenseInputs
 from training.layers import Perceptron, TableSpace, masked_mean
+from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 
 
-class ScoreBaseline(nn.Module):
+class ScoreBaseline(ClickModel):
     """A score without weights, and the line that makes logits of it.
 
     Args:
@@ -65,13 +65,9 @@ class Popularity(ScoreBaseline):
     def __init__(self, config: PopularityConfig, schema: InputSchema) -> None:
         super().__init__(schema, config.popularity_suffix)
 
-    def forward(
-        self, table: Tensor, rows: Tensor, keys: Tensor, ages: Tensor, totals: Tensor,
-        user_dense: Tensor, candidate_rows: Tensor, candidate_keys: Tensor,
-        candidate_dense: Tensor, categories: Tensor, context: Tensor,
-    ) -> Float[Tensor, "B C"]:  # fmt: skip
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
-        return self.calibrated(self.popularity(candidate_dense))
+        return self.calibrated(self.popularity(inputs.candidate_dense))
 
 
 class RepeatCount(ScoreBaseline):
@@ -80,19 +76,16 @@ class RepeatCount(ScoreBaseline):
     def __init__(self, config: RepeatCountConfig, schema: InputSchema) -> None:
         super().__init__(schema, config.popularity_suffix)
 
-    def forward(
-        self, table: Tensor, rows: Tensor, keys: Tensor, ages: Tensor, totals: Tensor,
-        user_dense: Tensor, candidate_rows: Tensor, candidate_keys: Tensor,
-        candidate_dense: Tensor, categories: Tensor, context: Tensor,
-    ) -> Float[Tensor, "B C"]:  # fmt: skip
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
+        keys = inputs.history_item_keys
         history = torch.where(keys != 0, keys, torch.full_like(keys, -1)).flatten(1)
-        count = (candidate_keys.unsqueeze(-1) == history.unsqueeze(1)).sum(-1)
-        popularity = self.popularity(candidate_dense)
+        count = (inputs.candidate_item_keys.unsqueeze(-1) == history.unsqueeze(1)).sum(-1)
+        popularity = self.popularity(inputs.candidate_dense)
         return self.calibrated(count + popularity / (1 + popularity))  # the tie-break is below 1
 
 
-class MeanPooling(nn.Module):
+class MeanPooling(ClickModel):
     """Mean of the history's text vectors per scene, the candidate's, their product, an MLP."""
 
     def __init__(self, config: MeanPoolingConfig, schema: InputSchema) -> None:
@@ -102,21 +95,19 @@ class MeanPooling(nn.Module):
         width = (2 * len(schema.scenes) + 1) * config.output_width
         self.perceptron = Perceptron(width, hidden=config.hidden, dropout=config.dropout)
 
-    def forward(
-        self, table: Tensor, rows: Tensor, keys: Tensor, ages: Tensor, totals: Tensor,
-        user_dense: Tensor, candidate_rows: Tensor, candidate_keys: Tensor,
-        candidate_dense: Tensor, categories: Tensor, context: Tensor,
-    ) -> Float[Tensor, "B C"]:  # fmt: skip
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
-        flat = FlatCandidates(candidate_keys)
-        mean = masked_mean(self.space(table[rows]), rows != 0)
+        flat, rows = FlatCandidates(inputs.candidate_item_keys), inputs.history_rows
+        mean = masked_mean(self.space.centered(inputs.table[rows]), rows != 0)
         users = flat.spread(self.project(mean))  # (R, S, W)
-        items = self.project(self.space(table[flat.select(candidate_rows)])).unsqueeze(1)
+        items = self.project(
+            self.space.centered(inputs.table[flat.select(inputs.candidate_rows)])
+        ).unsqueeze(1)
         x = torch.cat([users.flatten(1), items.flatten(1), (users * items).flatten(1)], dim=-1)
         return flat.restore(self.perceptron(x))
 
 
-class DinText(nn.Module):
+class DinText(ClickModel):
     """Target attention over the history's frozen text vectors.
 
     ``weight_m = MLP([h_m, c, h_m - c, h_m * c])``, the history is ``sum_m weight_m h_m``: not
@@ -140,15 +131,13 @@ class DinText(nn.Module):
         width = (2 * len(schema.scenes) + 1) * config.output_width
         self.perceptron = Perceptron(width, hidden=config.hidden, dropout=config.dropout)
 
-    def forward(
-        self, table: Tensor, rows: Tensor, keys: Tensor, ages: Tensor, totals: Tensor,
-        user_dense: Tensor, candidate_rows: Tensor, candidate_keys: Tensor,
-        candidate_dense: Tensor, categories: Tensor, context: Tensor,
-    ) -> Float[Tensor, "B C"]:  # fmt: skip
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
-        flat = FlatCandidates(candidate_keys)
-        history = self.project(self.space(table[rows]))  # (B, S, M, W)
-        items = self.project(self.space(table[flat.select(candidate_rows)]))[:, None, None]
+        flat, rows = FlatCandidates(inputs.candidate_item_keys), inputs.history_rows
+        history = self.project(self.space.centered(inputs.table[rows]))  # (B, S, M, W)
+        items = self.project(self.space.centered(inputs.table[flat.select(inputs.candidate_rows)]))[
+            :, None, None
+        ]
         behaviours = flat.spread(history)  # (R, S, M, W)
         hidden = (
             flat.spread(self.from_history(history))
@@ -164,7 +153,7 @@ class DinText(nn.Module):
         return flat.restore(self.perceptron(x))
 
 
-class ItemOnly(nn.Module):
+class ItemOnly(ClickModel):
     """Item and request features through an MLP: nothing of the user."""
 
     def __init__(self, config: ItemOnlyConfig, schema: InputSchema) -> None:
@@ -176,12 +165,8 @@ class ItemOnly(nn.Module):
             self.dense.output_width, hidden=config.hidden, dropout=config.dropout
         )
 
-    def forward(
-        self, table: Tensor, rows: Tensor, keys: Tensor, ages: Tensor, totals: Tensor,
-        user_dense: Tensor, candidate_rows: Tensor, candidate_keys: Tensor,
-        candidate_dense: Tensor, categories: Tensor, context: Tensor,
-    ) -> Float[Tensor, "B C"]:  # fmt: skip
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
-        flat = FlatCandidates(candidate_keys)
-        x, logit = self.dense(flat, user_dense, candidate_dense, context, categories)
+        flat = FlatCandidates(inputs.candidate_item_keys)
+        x, logit = self.dense(flat, inputs)
         return flat.restore(self.perceptron(x) + logit)

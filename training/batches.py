@@ -79,8 +79,10 @@ def plan_batches(
     for start in range(0, len(order), pool):
         part = order[start : start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [pieces[part[i : i + batch_contexts]] for i in range(0, len(part), batch_contexts)]
-    generator.shuffle(batches)  # type: ignore[arg-type]
+        batches += [
+            pieces[part[i : i + batch_contexts]] for i in range(0, len(part), batch_contexts)
+        ]
+    generator.shuffle(batches)
     return batches
 
 
@@ -126,9 +128,7 @@ def make_batch(data: ClickData, pieces: NDArray[np.int64], *, truncate: bool) ->
     )
 
 
-def iterate(
-    data: ClickData, plan: list[NDArray[np.int64]], *, truncate: bool
-) -> Iterator[Batch]:
+def iterate(data: ClickData, plan: list[NDArray[np.int64]], *, truncate: bool) -> Iterator[Batch]:
     """The batches of a plan, one after the other."""
     for pieces in plan:
         yield make_batch(data, pieces, truncate=truncate)

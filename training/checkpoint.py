@@ -84,14 +84,19 @@ def open_checkpoint(home: Home, run: str, fingerprint: str) -> Iterator[Checkpoi
                         f"run {run!r} was begun with other settings or data: give another --run, "
                         f"or delete {folder} to begin it anew"
                     )
-            yield Checkpoint(folder, fingerprint)
+            try:
+                yield Checkpoint(folder, fingerprint)
+            except BaseException:
+                if not path.exists():  # nothing to go on from
+                    shutil.rmtree(folder)
+                raise
             shutil.rmtree(folder)
     except Timeout as error:
         raise ArtifactError(f"another process is training run {run!r}; wait for it") from error
 
 
 def find_unfinished(home: Home, recipe: str, fingerprint: str) -> str | None:
-    """The newest run of a recipe that was killed and can go on, by name; None where there is none."""
+    """The newest run of a recipe that was killed and can go on, by name; None if there is none."""
     for folder in sorted(home.runs.glob(f"{recipe}-*{SUFFIX}"), reverse=True):
         path = folder / "state.json"
         if not path.exists():

@@ -31,8 +31,8 @@ class BaheConfig:
     """Inside the deep half while it learns."""
     use_bfloat16: bool = True
     """The deep half learns in bfloat16; scores are float32 always."""
-    input_scale: float = 0.5
-    """Factor on table vectors of unit variance before the deep half; learned from there."""
+    input_scale: float = 1.0
+    """Factor on table vectors before the deep half, per dimension; learned from there."""
     use_age: bool = True
     """Add an embedding of the age to each behaviour."""
     num_age_buckets: int = 16

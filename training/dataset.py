@@ -95,7 +95,8 @@ class ClickData:
         """int64 [N]: positions from the newest to the oldest behaviour of the longest scene."""
         there = (self.users.history_rows != 0) | (self.users.history_item_keys != 0)
         length = there.shape[-1]
-        return np.where(there.any(-1), length - there.argmax(-1), 0).max(axis=1)
+        lengths: NDArray[np.int64] = np.where(there.any(-1), length - there.argmax(-1), 0)
+        return np.asarray(lengths.max(axis=1), dtype=np.int64)
 
     @cached_property
     def user_codes(self) -> NDArray[np.int64]:
@@ -196,7 +197,7 @@ def _concatenate(parts: Sequence[_Inputs], kind: Callable[..., _Inputs]) -> _Inp
 
 
 class _VocabularyCounter:
-    """Vocabularies that grow while chunks are read and are cut to the frequent values at the end."""
+    """Vocabularies that grow while chunks are read and are cut to the frequent values then."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, None]] = {}

@@ -73,9 +73,9 @@ class TextEvidence(nn.Module):
     """How alike candidate and history read: 2 + K x A values per scene.
 
     The largest and the mean cosine, and soft counts ``log1p(sum_m kernel_k(cos_m) decay_a(age_m))``
-    with Gaussian kernels whose centres and widths are learned. Behaviours about the candidate itself
-    are left out of all of them: they have a channel of their own (:class:`ExactEvidence`) and would
-    drown what the other texts say.
+    with Gaussian kernels whose centres and widths are learned. Behaviours about the candidate
+    itself are left out of all of them: they have a channel of their own (:class:`ExactEvidence`)
+    and would drown what the other texts say.
 
     Args:
         num_scenes: S.
@@ -93,7 +93,9 @@ class TextEvidence(nn.Module):
             raise ValueError(f"num_kernels must be at least 2, got {num_kernels}")
         self.centers = nn.Parameter(torch.linspace(-0.2, 0.95, num_kernels))
         # Neighbouring kernels cross at about 60 % of their height.
-        self.log_widths = nn.Parameter(torch.full((num_kernels,), 1.15 / (num_kernels - 1) / 2).log())
+        self.log_widths = nn.Parameter(
+            torch.full((num_kernels,), 1.15 / (num_kernels - 1) / 2).log()
+        )
         self.output_width = num_scenes * (2 + num_kernels * num_scales)
 
     def forward(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.candidates import FlatCandidates
 from training.layers import PiecewiseLinear
+from training.program_inputs import ProgramInputs
 from training.schema import InputSchema
 
 MAX_CATEGORY_WIDTH = 16
@@ -59,27 +60,22 @@ class DenseInputs(nn.Module):
                 encoder.set_edges(values)
 
     def forward(
-        self,
-        flat: FlatCandidates,
-        user_dense: Float[Tensor, "B Fu"],
-        candidate_dense: Float[Tensor, "B C Fi"],
-        context: Float[Tensor, "B C Fx"],
-        categories: Int[Tensor, "B C K"],
+        self, flat: FlatCandidates, inputs: ProgramInputs
     ) -> tuple[Float[Tensor, "R W"], Float[Tensor, " R"]]:
         """The encoded features, and their direct part of the logit, of every flat candidate."""
         parts: list[Tensor] = []
-        logit = flat.select(candidate_dense).new_zeros(()).expand(flat.num_rows)
+        logit = inputs.candidate_dense.new_zeros(()).expand(flat.num_rows)
         if "user" in self.numeric:  # once per context, not per candidate
-            encoded, skip = self.numeric["user"](user_dense)
+            encoded, skip = self.numeric["user"](inputs.user_dense)
             parts.append(flat.spread(encoded))
             logit = logit + flat.spread(skip)
-        for name, values in (("item", candidate_dense), ("context", context)):
+        for name, values in (("item", inputs.candidate_dense), ("context", inputs.context)):
             if name in self.numeric:
                 encoded, skip = self.numeric[name](flat.select(values))
                 parts.append(encoded)
                 logit = logit + skip
-        selected = flat.select(categories)
-        parts += [table(selected[:, column]) for column, table in enumerate(self.categories)]
+        categories = flat.select(inputs.candidate_categories)
+        parts += [table(categories[:, column]) for column, table in enumerate(self.categories)]
         if not parts:
-            return candidate_dense.new_zeros((flat.num_rows, 0)), logit
+            return logit.new_zeros((flat.num_rows, 0)), logit
         return torch.cat(parts, dim=-1), logit

@@ -190,37 +190,44 @@ def masked_mean(
 
 
 class TableSpace(nn.Module):
-    """The embedding table's vectors, moved to mean 0 and made comparable by their direction.
+    """The embedding table's vectors as the deep half wants them, and as directions to compare.
 
     Vectors of one text model share a large common part, so that raw cosines crowd near 1; without
     their mean they spread. The statistics are those of the table at training time.
 
     Args:
-        width: Of a vector.
+        width: D, of a vector.
     """
 
     mean: Tensor
-    spread: Tensor
+    gain: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("spread", torch.ones(1))
+        self.register_buffer("gain", torch.ones(1))
 
     def set_statistics(self, vectors: NDArray[np.float32]) -> None:
-        """Take mean and spread from a table, float32 [V, D], whose row 0 is "no text"."""
+        """Take the statistics of a table, float32 [V, D], whose row 0 is "no text"."""
         step = max(1, len(vectors) // MAX_STATISTICS_ROWS)
         rows = np.asarray(vectors[1::step], dtype=np.float64)
-        if len(rows):
-            mean = rows.mean(axis=0)
-            self.mean.copy_(torch.from_numpy(mean))
-            variance = float(((rows - mean) ** 2).mean())
-            self.spread.fill_(math.sqrt(variance) if variance > 0 else 1.0)
+        if not len(rows):
+            return
+        self.mean.copy_(torch.from_numpy(rows.mean(axis=0)))
+        lengths = np.linalg.norm(rows, axis=1)
+        if np.allclose(lengths[lengths > 0], 1, atol=1e-3):
+            # An encoder that scales to unit length: bring its vectors to unit variance. Any other
+            # keeps the scale of its hidden states, which is what the layers above expect.
+            self.gain.fill_(math.sqrt(rows.shape[1]))
 
     def forward(self, vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """Vectors with mean 0 and unit variance on average over the width."""
-        return (vectors - self.mean) / self.spread
+        """Vectors on the scale of hidden states."""
+        return vectors * self.gain
+
+    def centered(self, vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """The same, moved to mean 0."""
+        return (vectors - self.mean) * self.gain
 
     def directions(self, vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """The same, scaled to unit length."""
-        return functional.normalize(self.forward(vectors), dim=-1)
+        """Centered vectors of unit length."""
+        return functional.normalize(vectors - self.mean, dim=-1)

@@ -1,12 +1,13 @@
 """The BAHE click model: frozen text vectors, a trainable deep half, late fusion.
 
-Shapes: B = contexts, S = scenes, M = behaviours per scene, L = the newest of them that the deep half
-reads, D = vector width, Q = width of a deep output, C = candidates per context, R = flat candidates.
+Shapes: B = contexts, S = scenes, M = behaviours per scene, L = the newest of them that the deep
+half reads, D = vector width, Q = width of a deep output, C = candidates per context, R = flat
+candidates.
 
 The order of the data: table rows are gathered in the model; the deep half turns each scene into one
 vector and the candidate into one; the head sees these, their product, what exact ids and text
-similarity tell, and the dense features. The user side never sees a candidate (late fusion), so it is
-computed once per context.
+similarity tell, and the dense features. The user side never sees a candidate (late fusion), so it
+is computed once per context.
 
 Source:
     Geng et al., "Breaking the Length Barrier: LLM-Enhanced CTR Prediction in Long Textual User
@@ -23,11 +24,12 @@ from training.config import BaheConfig
 from training.evidence import AgeDecay, ExactEvidence, TextEvidence
 from training.inputs import DenseInputs
 from training.layers import LowRankCross, Perceptron, TableSpace
+from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.tower import Tower
 
 
-class Bahe(nn.Module):
+class Bahe(ClickModel):
     """Logits of candidates from the program's inputs.
 
     Args:
@@ -37,7 +39,9 @@ class Bahe(nn.Module):
             is never given a row without a kept token. None where ``config.use_deep_half`` is False.
     """
 
-    def __init__(self, config: BaheConfig, schema: InputSchema, deep_half: nn.Module | None) -> None:
+    def __init__(
+        self, config: BaheConfig, schema: InputSchema, deep_half: nn.Module | None
+    ) -> None:
         super().__init__()
         self.config = config
         num_scenes = len(schema.scenes)
@@ -78,10 +82,8 @@ class Bahe(nn.Module):
         if torch.compiler.is_exporting():
             shape = rows.shape
             flat = rows.flatten(0, 1)
-            outputs = self.tower.sequences(
-                self.space(table[flat]), ages.flatten(0, 1), flat != 0
-            )
-            return outputs.unflatten(0, (shape[0], shape[1]))
+            outputs = self.tower.sequences(self.space(table[flat]), ages.flatten(0, 1), flat != 0)
+            return outputs.reshape(shape[0], shape[1], -1)
         return torch.stack(
             [self._scene_vectors(table, rows[:, s], ages[:, s]) for s in range(rows.shape[1])],
             dim=1,
@@ -111,69 +113,40 @@ class Bahe(nn.Module):
         distinct, places = torch.unique(candidate_rows, return_inverse=True)
         return self.tower.items(self.space(table[distinct]))[places]
 
-    def forward(
-        self,
-        table: Float[Tensor, "V D"],
-        history_rows: Int[Tensor, "B S M"],
-        history_item_keys: Int[Tensor, "B S M"],
-        history_ages: Float[Tensor, "B S M"],
-        history_totals: Float[Tensor, "B S"],
-        user_dense: Float[Tensor, "B Fu"],
-        candidate_rows: Int[Tensor, "B C"],
-        candidate_item_keys: Int[Tensor, "B C"],
-        candidate_dense: Float[Tensor, "B C Fi"],
-        candidate_categories: Int[Tensor, "B C K"],
-        context: Float[Tensor, "B C Fx"],
-    ) -> Float[Tensor, "B C"]:
-        """Logits; see :data:`feature_repo.artifact.PROGRAM_INPUTS`. Padding gets any value."""
-        flat = FlatCandidates(candidate_item_keys)
-        users = flat.spread(self.user_vectors(table, history_rows, history_ages))
-        items = self.item_vectors(table, flat.select(candidate_rows)).unsqueeze(1)
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
+        """Logits of every candidate."""
+        flat = FlatCandidates(inputs.candidate_item_keys)
+        users = flat.spread(
+            self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
+        )
+        items = self.item_vectors(inputs.table, flat.select(inputs.candidate_rows)).unsqueeze(1)
         products = users * items  # (R, S, Q)
         similarity = products.sum(-1) / self.config.output_width**0.5
         deep = torch.cat([users.flatten(1), items.flatten(1), products.flatten(1), similarity], -1)
-
-        evidence = self._evidence(
-            flat, table, history_rows, history_item_keys, history_ages, history_totals,
-            candidate_rows, candidate_item_keys,
-        )  # fmt: skip
-        evidence = self.evidence_norm(evidence)
-        dense, dense_logit = self.dense(
-            flat, user_dense, candidate_dense, context, candidate_categories
-        )
+        evidence = self.evidence_norm(self._evidence(flat, inputs))
+        dense, dense_logit = self.dense(flat, inputs)
         x = self.input_dropout(torch.cat([deep, evidence, dense], dim=-1))
         logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
-        logits = logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit
-        return flat.restore(logits)
+        return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
 
-    def _evidence(
-        self,
-        flat: FlatCandidates,
-        table: Tensor,
-        rows: Int[Tensor, "B S M"],
-        keys: Int[Tensor, "B S M"],
-        ages: Float[Tensor, "B S M"],
-        totals: Float[Tensor, "B S"],
-        candidate_rows: Int[Tensor, "B C"],
-        candidate_keys: Int[Tensor, "B C"],
-    ) -> Float[Tensor, "R E"]:
+    def _evidence(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R E"]:
         """History size, exact-id evidence and text evidence."""
+        rows, keys, ages = inputs.history_rows, inputs.history_item_keys, inputs.history_ages
         # A behaviour whose text is not in the table still has its item's key.
         there: Bool[Tensor, "B S M"] = (rows != 0) | (keys != 0)
-        parts = [flat.spread(torch.log1p(totals)), flat.spread(torch.log1p(there.sum(-1).to(ages)))]
+        sizes = torch.cat([inputs.history_totals, there.sum(-1).to(ages.dtype)], dim=-1)
+        parts = [flat.spread(torch.log1p(sizes))]
         decays = flat.spread(self.decay(ages, there))
-        same = (flat.spread(keys) == flat.select(candidate_keys)[:, None, None]) & flat.spread(
-            keys != 0
-        )
+        candidate_keys = flat.select(inputs.candidate_item_keys)[:, None, None]
+        same = (flat.spread(keys) == candidate_keys) & flat.spread(keys != 0)
         if self.config.use_exact_evidence:
             parts.append(self.exact(same, flat.spread(ages), decays))
         if self.config.use_text_evidence:
-            history = self.space.directions(table[rows.flatten(1)])  # (B, S M, D)
-            candidates = self.space.directions(table[candidate_rows])  # (B, C, D)
-            cosines = flat.select(candidates @ history.transpose(1, 2)).unflatten(
-                1, (rows.shape[1], rows.shape[2])
-            )
-            has_text = (flat.select(candidate_rows) != 0)[:, None, None]
+            history = self.space.directions(inputs.table[rows.flatten(1)])  # (B, S M, D)
+            candidates = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
+            cosines = flat.select(candidates @ history.transpose(1, 2))
+            cosines = cosines.reshape(-1, rows.shape[1], rows.shape[2])
+            has_text = (flat.select(inputs.candidate_rows) != 0)[:, None, None]
             keep = flat.spread(rows != 0) & ~same & has_text
             parts.append(self.text(cosines, keep, decays))
         return torch.cat(parts, dim=-1)

@@ -8,6 +8,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.recipes import TrainingConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with four groups: the deep half and the rest, each with and without weight decay.
@@ -67,8 +69,8 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
         decay: Per step, in ``(0, 1)``.
     """
 
-    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, number: Tensor | int) -> None:
         now = min(decay, (1 + float(number)) / (10 + float(number)))
-        torch._foreach_lerp_(averaged, current, 1 - now)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - now)
 
     return AveragedModel(model, multi_avg_fn=update)

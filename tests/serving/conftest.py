@@ -23,7 +23,7 @@ from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
 from feature_repo.behavior import behavior_id, item_key
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
-from serving.artifact import load_artifact
+from serving.artifact import Artifact, load_artifact
 from serving.ranker import Ranker, RankerConfig
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
@@ -134,7 +134,7 @@ class ToyReader:
             for i, (_, text, item_id, days) in enumerate(kept, start=KEPT - len(kept)):
                 seconds = int((NOW - timedelta(days=days)).timestamp())
                 arrays[:, r, i] = behavior_id(text), item_key(item_id), seconds
-        return SceneSequence(*arrays, total=total)
+        return SceneSequence(arrays[0], arrays[1], arrays[2], total=total)
 
 
 class ToyTable:
@@ -147,7 +147,8 @@ class ToyTable:
         self._row = {behavior_id(text): i for i, text in enumerate(VECTORS, start=1)}
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.vectorize(lambda value: self._row.get(int(value), 0), otypes=[np.int64])(ids)
+        rows = [self._row.get(int(value), 0) for value in ids.flat]
+        return np.array(rows, dtype=np.int64).reshape(ids.shape)
 
 
 class ToyCatalog:
@@ -240,18 +241,17 @@ def export_program(model: nn.Module, *, keep_examples: bool = False) -> bytes:
     """What training writes: the program without example inputs, B, C and V dynamic."""
     batch, candidates, rows = torch.export.Dim("B"), torch.export.Dim("C"), torch.export.Dim("V")
     b, c, s = 3, 5, len(SCENES)
-    integers = {"dtype": torch.int64}
     example = (
         torch.zeros(7, 4),
-        torch.zeros(b, s, READ, **integers),
-        torch.zeros(b, s, READ, **integers),
+        torch.zeros((b, s, READ), dtype=torch.int64),
+        torch.zeros((b, s, READ), dtype=torch.int64),
         torch.zeros(b, s, READ),
         torch.zeros(b, s),
         torch.zeros(b, 1),
-        torch.zeros(b, c, **integers),
-        torch.zeros(b, c, **integers),
+        torch.zeros((b, c), dtype=torch.int64),
+        torch.zeros((b, c), dtype=torch.int64),
         torch.zeros(b, c, 2),
-        torch.zeros(b, c, 1, **integers),
+        torch.zeros((b, c, 1), dtype=torch.int64),
         torch.zeros(b, c, 1),
     )
     sizes: dict[str, Any] = {"table": {0: rows}}
@@ -266,26 +266,41 @@ def export_program(model: nn.Module, *, keep_examples: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def rewritten(archive: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
-    """A copy of a zip whose members went through ``change``; None drops one."""
+def rewritten(
+    archive: bytes,
+    change: Callable[[str, bytes], bytes],
+    *,
+    extra: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """A copy of a zip whose members went through ``change``, with further members at the end."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(archive)) as old,
         zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as new,
     ):
         for name in old.namelist():
-            content = change(name, old.read(name))
-            if content is not None:
-                new.writestr(name, content)
+            new.writestr(name, change(name, old.read(name)))
+        for name, content in (extra or {}).items():
+            new.writestr(name, content)
     return buffer.getvalue()
+
+
+def write_run(home: Home, program: bytes, manifest: ArtifactManifest | None = None) -> None:
+    """An artifact folder as training leaves it, and current."""
+    folder = home.runs / RUN
+    folder.mkdir(parents=True, exist_ok=True)
+    (manifest or toy_manifest()).save(folder / "manifest.json")
+    (folder / "score.pt2").write_bytes(program)
+    (home.runs / "current.json").write_text(json.dumps({"run": RUN}))
 
 
 @dataclass
 class World:
-    """Everything a ranker needs, each part replaceable."""
+    """Everything a ranker needs, each part replaceable; the run also lies in ``home``."""
 
     home: Home
     program: bytes
+    artifact: Artifact
     reader: ToyReader = field(default_factory=lambda: ToyReader(USERS, ITEMS))
     table: ToyTable = field(default_factory=ToyTable)
     now: datetime = NOW
@@ -294,15 +309,9 @@ class World:
     def folder(self) -> Path:
         return self.home.runs / RUN
 
-    def write_run(self, manifest: ArtifactManifest | None = None) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (manifest or toy_manifest()).save(self.folder / "manifest.json")
-        (self.folder / "score.pt2").write_bytes(self.program)
-        (self.home.runs / "current.json").write_text(json.dumps({"run": RUN}))
-
-    def ranker(self, **config: Any) -> Ranker:
+    def ranker(self, artifact: Artifact | None = None, **config: Any) -> Ranker:
         return Ranker(
-            load_artifact(self.home, RUN),
+            artifact or self.artifact,
             self.reader,
             cast(EmbeddingTable, self.table),
             ToyCatalog(list(self.reader.items)),
@@ -320,8 +329,15 @@ def toy_program() -> bytes:
     return export_program(ToyModel())
 
 
+@pytest.fixture(scope="session")
+def toy_artifact(toy_program: bytes, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    home = Home(tmp_path_factory.mktemp("toy"))
+    write_run(home, toy_program)
+    return load_artifact(home, RUN)
+
+
 @pytest.fixture
-def world(tmp_path: Path, toy_program: bytes) -> World:
-    world = World(Home(tmp_path), toy_program)
-    world.write_run()
-    return world
+def world(tmp_path: Path, toy_program: bytes, toy_artifact: Artifact) -> World:
+    home = Home(tmp_path)
+    write_run(home, toy_program)
+    return World(home, toy_program, toy_artifact)

@@ -1,0 +1,168 @@
+"""Artifact folders: written once at the end of a run, read by evaluate, export and serving.
+
+Their form is :mod:`feature_repo.artifact`.
+"""
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from feature_repo.artifact import ArtifactManifest
+from feature_repo.errors import ArtifactError, MissingStepError
+from feature_repo.home import PROJECT_ROOT, Home, write_json
+from training.build import build_model, needs_deep_half
+from training.config import (
+    BaheConfig,
+    DinTextConfig,
+    ItemOnlyConfig,
+    MeanPoolingConfig,
+    ModelConfig,
+    PopularityConfig,
+    RepeatCountConfig,
+)
+from training.recipes import Recipe
+from training.schema import InputSchema
+from training.sources import Sources
+
+MANIFEST, WEIGHTS, PROGRAM, CURRENT = (
+    "manifest.json",
+    "weights.safetensors",
+    "score.pt2",
+    "current.json",
+)
+_CONFIGS: dict[str, type[ModelConfig]] = {
+    kind.__name__: kind
+    for kind in (
+        BaheConfig,
+        PopularityConfig,
+        RepeatCountConfig,
+        MeanPoolingConfig,
+        DinTextConfig,
+        ItemOnlyConfig,
+    )
+}
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON; ``model.kind`` names the class of its config."""
+    values = asdict(recipe)
+    values["model"]["kind"] = type(recipe.model).__name__
+    return values
+
+
+def model_config(manifest: ArtifactManifest) -> ModelConfig:
+    """The config of an artifact's model.
+
+    Raises:
+        ArtifactError: If this version does not know it.
+    """
+    values = dict(manifest.config["model"])
+    kind = values.pop("kind", None)
+    if kind not in _CONFIGS:
+        raise ArtifactError(
+            f"run {manifest.run!r} holds a model of kind {kind!r}, which this version does not "
+            f"know (it knows {', '.join(sorted(_CONFIGS))}): train it again"
+        )
+    try:
+        config: ModelConfig = TypeAdapter(_CONFIGS[kind]).validate_python(values)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"the config of run {manifest.run!r} is not one of this version "
+            f"({error.errors()[0]['msg']}): train it again"
+        ) from error
+    return config
+
+
+def load_manifest(home: Home, run: str) -> ArtifactManifest:
+    """The manifest of a run.
+
+    Raises:
+        ArtifactError: If there is no such run, or it has no manifest.
+    """
+    folder = home.runs / run
+    if not (folder / MANIFEST).is_file():
+        runs = sorted(p.parent.name for p in home.runs.glob(f"*/{MANIFEST}"))
+        raise ArtifactError(
+            f"there is no finished run {run!r} in {home.runs}; there are: "
+            f"{', '.join(runs) or 'none, run `longtrail train` first'}"
+        )
+    return ArtifactManifest.load(folder / MANIFEST, made_by="longtrail train")
+
+
+def load_model(sources: Sources, manifest: ArtifactManifest) -> nn.Module:
+    """The eager model of a run with its weights, in evaluation mode.
+
+    Raises:
+        ArtifactError: If the weights do not fit the model.
+    """
+    config = model_config(manifest)
+    deep = None
+    if needs_deep_half(config):
+        assert isinstance(config, BaheConfig)
+        deep = sources.deep_half(config.num_deep_layers)
+    model = build_model(config, InputSchema.of(manifest), deep)
+    path = sources.home.runs / manifest.run / WEIGHTS
+    try:
+        model.load_state_dict(load_file(path))
+    except (FileNotFoundError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} does not hold the weights of this model: train it again"
+        ) from error
+    return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all weights and buffers."""
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(state, path)
+
+
+def current_run(home: Home) -> str:
+    """The run that is served.
+
+    Raises:
+        MissingStepError: If no model has been trained.
+    """
+    path = home.runs / CURRENT
+    if not path.is_file():
+        raise MissingStepError(f"{path} does not exist yet: run `longtrail train` first")
+    return str(TypeAdapter(dict[str, str]).validate_json(path.read_bytes())["run"])
+
+
+def set_current_run(home: Home, run: str) -> None:
+    """Name the run that is served."""
+    write_json(home.runs / CURRENT, {"run": run})
+
+
+def git_revision() -> str | None:
+    """The project's commit, with ``+`` where files differ from it; None outside a repository."""
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures may depend on."""
+    names = ("feast", "numpy", "safetensors", "scikit-learn", "transformers")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }

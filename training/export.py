@@ -1,0 +1,153 @@
+"""Deep outputs of a run as feature views: ``user_embeddings`` and ``item_embeddings``."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from encoders.inputs import item_inputs, user_inputs
+from feature_repo.catalog import Catalog
+from feature_repo.errors import ArtifactError
+from feature_repo.home import complete_folder
+from feature_repo.progress import Progress, silent
+from training.artifact import load_manifest, load_model
+from training.model import Bahe
+from training.sources import Sources
+
+CHUNK = 4096
+"""Users or items computed at a time."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    run: str
+    num_users: int
+    num_items: int
+    user_width: int
+    item_width: int
+    seconds: float
+
+
+def export_embeddings(
+    sources: Sources, run: str, *, users: Progress = silent, items: Progress = silent
+) -> ExportResult:
+    """Write the deep output of every user and item as of the data set's "now".
+
+    Each view holds one model version: the folder is replaced as a whole. A user's row is stamped
+    with the time of their last behaviour, an item's with "now".
+
+    Args:
+        sources: What to read from.
+        run: Name of a finished run of a model with a deep half.
+        users: Told users done.
+        items: Told items done.
+
+    Raises:
+        ArtifactError: If there is no such run, it has no deep outputs, or it does not fit the
+            feature store.
+    """
+    started = time.monotonic()
+    manifest = load_manifest(sources.home, run)
+    sources.check_table(run, manifest.encoder_fingerprint)
+    model = load_model(sources, manifest)
+    if not isinstance(model, Bahe):
+        raise ArtifactError(
+            f"run {run!r} is a {manifest.recipe} model, which has no deep outputs to export: "
+            "choose a run of a bahe recipe"
+        )
+    now = sources.manifest.now()
+    now_us = (now - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    table = torch.from_numpy(sources.table.vectors)
+
+    def user_rows(ids: NDArray[np.object_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        features = sources.reader.historical_users(ids, np.full(len(ids), now_us))
+        inputs = user_inputs(
+            features,
+            sources.table,
+            scenes=manifest.scenes,
+            sequence_length=manifest.sequence_length,
+        )
+        vectors = model.user_vectors(
+            table, torch.from_numpy(inputs.history_rows), torch.from_numpy(inputs.history_ages)
+        )
+        last = np.max([s.timestamps.max(axis=1) for s in features.sequences.values()], axis=0)
+        return vectors.flatten(1).numpy(), np.where(last > 0, last * 1_000_000, now_us)
+
+    def item_rows(ids: NDArray[np.object_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        features = sources.reader.historical_items(ids, np.full(len(ids), now_us))
+        inputs = item_inputs(features, sources.table, vocabularies=manifest.category_vocabularies)
+        vectors = model.item_vectors(table, torch.from_numpy(inputs.candidate_rows))
+        return vectors.numpy(), np.full(len(ids), now_us)
+
+    user_ids, item_ids = _user_ids(sources.home.events), Catalog.load(sources.home).item_ids
+    widths = []
+    jobs = (
+        ("user", user_ids, user_rows, users),
+        ("item", item_ids, item_rows, items),
+    )
+    for entity, ids, compute, progress in jobs:
+        with complete_folder(sources.home.view(f"{entity}_embeddings")) as folder:
+            writer: pq.ParquetWriter | None = None
+            try:
+                for start in range(0, len(ids), CHUNK):
+                    chunk = ids[start : start + CHUNK]
+                    with torch.inference_mode():
+                        vectors, times = compute(chunk)
+                    rows = _rows(f"{entity}_id", chunk, vectors, times, run)
+                    if writer is None:
+                        widths.append(vectors.shape[1])
+                        writer = pq.ParquetWriter(
+                            folder / "part-00000.parquet", rows.schema, compression="zstd"
+                        )
+                    writer.write_table(rows)
+                    progress(len(chunk), len(ids))
+            finally:
+                if writer is not None:
+                    writer.close()
+    return ExportResult(
+        run=run,
+        num_users=len(user_ids),
+        num_items=len(item_ids),
+        user_width=widths[0],
+        item_width=widths[1],
+        seconds=time.monotonic() - started,
+    )
+
+
+def _user_ids(events: Path) -> NDArray[np.object_]:
+    """Every user with an event, sorted."""
+    ids: set[str] = set()
+    for path in sorted(events.glob("*.parquet")):
+        ids.update(pq.read_table(path, columns=["user_id"])["user_id"].unique().to_pylist())
+    return np.array(sorted(ids), dtype=object)
+
+
+def _rows(
+    key: str,
+    ids: Sequence[str] | NDArray[np.object_],
+    vectors: NDArray[np.float32],
+    times: NDArray[np.int64],
+    run: str,
+) -> pa.Table:
+    stamp = pa.array(times, type=pa.timestamp("us", tz="UTC"))
+    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+    return pa.table(
+        {
+            key: pa.array(list(ids), type=pa.string()),
+            "embedding": pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(vectors.ravel(), type=pa.float32())
+            ),
+            "model_version": pa.array([run] * len(ids), type=pa.string()),
+            "event_timestamp": stamp,
+            "created_timestamp": stamp,
+        }
+    )

@@ -1,0 +1,103 @@
+"""A model as a program: ``torch.export``, saved without anything pickled.
+
+Shapes: see :data:`feature_repo.artifact.PROGRAM_INPUTS`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from feature_repo.artifact import PROGRAM_INPUTS
+from feature_repo.errors import ArtifactError
+from training.schema import InputSchema
+
+
+def example_inputs(schema: InputSchema) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes: three contexts, four candidates, a table of five rows.
+
+    The sizes differ from each other and from 0 and 1, so that the export takes none for another.
+    """
+    num_contexts, num_candidates, num_rows = 3, 4, 5
+    history = (num_contexts, len(schema.scenes), schema.sequence_length)
+    block = (num_contexts, num_candidates)
+    rows = torch.arange(num_contexts * history[1] * history[2]).reshape(history) % num_rows
+    return (
+        torch.linspace(-1, 1, num_rows * schema.vector_width).reshape(num_rows, -1),
+        rows,
+        rows,
+        rows.float() * 3600,
+        torch.ones(history[:2]),
+        torch.zeros(num_contexts, len(schema.user_dense_names)),
+        torch.ones(block, dtype=torch.int64),
+        torch.ones(block, dtype=torch.int64),
+        torch.zeros(*block, len(schema.item_dense_names)),
+        torch.zeros(*block, len(schema.category_vocabularies), dtype=torch.int64),
+        torch.zeros(*block, len(schema.context_names)),
+    )
+
+
+def save_program(model: nn.Module, schema: InputSchema, path: Path) -> None:
+    """Export ``model`` in float32 with any number of contexts, candidates and table rows.
+
+    The archive holds no example inputs: torch stores them pickled.
+
+    Args:
+        model: Takes the program's inputs; put into evaluation mode.
+        schema: What it reads.
+        path: File to write.
+    """
+    model.eval()
+    contexts, candidates, rows = Dim("contexts"), Dim("candidates"), Dim("rows")
+    dynamic: dict[str, dict[int, Dim]] = {}
+    for name in PROGRAM_INPUTS:
+        if name == "table":
+            dynamic[name] = {0: rows}
+        elif name.startswith("candidate") or name == "context":
+            dynamic[name] = {0: contexts, 1: candidates}
+        else:
+            dynamic[name] = {0: contexts}
+    program = torch.export.export(
+        model, example_inputs(schema), dynamic_shapes=tuple(dynamic.values())
+    )
+    program.example_inputs = None
+    torch.export.save(program, path)
+
+
+def load_program(path: Path) -> Callable[..., Tensor]:
+    """An exported program, ready to call with the program's inputs.
+
+    Raises:
+        ArtifactError: If the file is missing, not a program, or holds anything pickled.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: train the model again with `longtrail train`")
+    pickled = pickled_members(path)
+    if pickled:
+        raise ArtifactError(
+            f"{path} holds a pickled file ({pickled[0]}), which is never loaded: it was not "
+            "written by `longtrail train`"
+        )
+    module: Callable[..., Tensor] = torch.export.load(path).module()
+    return module
+
+
+def pickled_members(path: Path) -> list[str]:
+    """Names of the files in a program's archive that torch would unpickle."""
+    with ZipFile(path) as archive:
+        names = archive.namelist()
+        found = [name for name in names if "/sample_inputs/" in name]
+        found += [
+            name
+            for name in names
+            if name.endswith("_config.json")
+            and any(
+                entry.get("use_pickle")
+                for entry in json.loads(archive.read(name)).get("config", {}).values()
+            )
+        ]
+    return found

@@ -1,0 +1,61 @@
+"""What training reads from: the data set, the reader, the vectors, the deep half."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from torch import nn
+
+from encoders.split import load_deep_half
+from encoders.table import EmbeddingTable
+from feature_repo.errors import ArtifactError
+from feature_repo.home import Home
+from feature_repo.manifest import DataManifest, load_encoder, load_manifest
+from feature_repo.reader import FeatureReader
+from training.dataset import Reader
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything from outside that a run needs; tests pass small ones of their own."""
+
+    home: Home
+    manifest: DataManifest
+    reader: Reader
+    table: EmbeddingTable
+    deep_half: Callable[[int | None], nn.Module]
+    """Number of layers above the split (None = all) -> the deep half with pretrained weights."""
+
+    @classmethod
+    def open(cls, home: Home, profile: str) -> Self:
+        """The sources of a home folder.
+
+        Raises:
+            MissingStepError: If ingest or encode has not run.
+        """
+        manifest = load_manifest(home)
+        encoder = load_encoder(home)
+
+        def deep_half(num_layers: int | None) -> nn.Module:
+            return load_deep_half(encoder.model, encoder.split_layer, num_layers=num_layers)
+
+        return cls(
+            home=home,
+            manifest=manifest,
+            reader=FeatureReader(home, profile),
+            table=EmbeddingTable.open(home),
+            deep_half=deep_half,
+        )
+
+    def check_table(self, run: str, fingerprint: str) -> None:
+        """Refuse vectors that a model was not trained on.
+
+        Raises:
+            ArtifactError: If ``fingerprint`` is not that of the table.
+        """
+        if self.table.fingerprint != fingerprint:
+            raise ArtifactError(
+                f"run {run!r} was trained on vectors of encoder {fingerprint}, but the current "
+                f"table is of {self.table.fingerprint}: run `longtrail encode` with that encoder, "
+                "or train a new model with `longtrail train`"
+            )
