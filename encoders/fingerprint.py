@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from encoders.config import EncoderConfig
+from encoders.config import DEFAULT_MODEL, EncoderConfig
 from encoders.pretrained import default_split, find_model_folder, load_config
 from feature_repo.errors import EncoderError
 from feature_repo.manifest import EncoderManifest
@@ -59,7 +59,7 @@ def describe_encoder(config: EncoderConfig) -> EncoderManifest:
             f"split layer must be in [1, {num_layers}] (the layers of model {config.model!r}), "
             f"got {split_layer}"
         )
-    is_folder = Path(config.model).expanduser().is_dir()
+    is_folder = config.model != DEFAULT_MODEL and Path(config.model).expanduser().is_dir()
     identity = {
         "model_fingerprint": model_fingerprint(folder),
         "split_layer": split_layer,

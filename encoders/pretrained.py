@@ -33,7 +33,7 @@ def find_model_folder(name_or_folder: str) -> Path:
         EncoderError: If there is no such package, folder or hub model, or it has no safetensors.
     """
     if name_or_folder == DEFAULT_MODEL:
-        folder = _package_folder()
+        folder = find_package_folder(DEFAULT_MODEL)
     elif Path(name_or_folder).expanduser().is_dir():
         folder = Path(name_or_folder).expanduser().resolve()
     else:
@@ -123,16 +123,22 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _package_folder() -> Path:
-    """Find the default model inside its package without importing it: that would load much more."""
-    specification = importlib.util.find_spec(DEFAULT_MODEL.replace("-", "_"))
+def find_package_folder(package: str) -> Path:
+    """Find the model inside a pip package without importing it: that would load much more.
+
+    Args:
+        package: The pip package's name; it holds the model in its folder ``model``.
+
+    Raises:
+        EncoderError: If it is not installed or holds no model.
+    """
+    specification = importlib.util.find_spec(package.replace("-", "_"))
     locations = specification.submodule_search_locations if specification else None
     folder = Path(locations[0]) / "model" if locations else None
     if folder is None or not folder.is_dir():
         raise EncoderError(
-            f"the default model is not installed: the pip package {DEFAULT_MODEL} with its folder "
-            f"model/ was not found; run `pip install {DEFAULT_MODEL}`, or choose another model "
-            "with --model FOLDER_OR_HUB_NAME"
+            f"the model's pip package {package} with its folder model/ is not installed here: run "
+            f"`pip install {package}`, or choose another model with --model FOLDER_OR_HUB_NAME"
         )
     return folder
 

@@ -214,8 +214,12 @@ def _try_shallow_half(half: ShallowHalf, name: str, split_layer: int) -> None:
 
 def _check_equal(states: Tensor, expected: Tensor, name: str, split_layer: int) -> None:
     """Compare what a half gives with what it must give."""
+    if not torch.isfinite(expected).all():
+        raise EncoderError(
+            f"model {name!r} gives infinite or undefined states: its weights are damaged"
+        )
     difference = float((states - expected).abs().max() / expected.abs().max())
-    if not difference <= _TOLERANCE:  # NaN is not equal either
+    if not difference <= _TOLERANCE:  # true for NaN as well
         raise EncoderError(
             f"model {name!r} does not split at layer {split_layer}: its halves give other states "
             f"than the whole model (relative difference {difference:.2g}); this type of model "

@@ -1,6 +1,7 @@
 """Commands that make features and look at them."""
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from feature_repo.dataset import load_dataset
 from feature_repo.ingest import IngestSummary
 from feature_repo.ingest import ingest as run_ingest
 from feature_repo.manifest import load_manifest
-from feature_repo.progress import progress_bar
+from feature_repo.progress import Progress, progress_bar
 from feature_repo.shop import ShopConfig, generate_shop
 
 # Feast takes two seconds to import: only the commands that need it load it, inside.
@@ -130,8 +131,7 @@ def materialize(settings: Settings, full: bool) -> None:
     from feature_repo.materialize import materialize as run_materialize
 
     began = time.perf_counter()
-    with progress_bar("materialize", "views") as progress:
-        views = run_materialize(settings.home, settings.profile, full=full, progress=progress)
+    views = run_materialize(settings.home, settings.profile, full=full, bars=row_bars)
     emit(
         {
             "views": {
@@ -140,6 +140,11 @@ def materialize(settings: Settings, full: bool) -> None:
             "seconds": round(time.perf_counter() - began, 3),
         }
     )
+
+
+def row_bars(view: str) -> AbstractContextManager[Progress]:
+    """A bar for the rows of a view."""
+    return progress_bar(f"materialize {view}", "rows")
 
 
 @click.command()

@@ -32,6 +32,7 @@ from feature_repo.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+DAY_S = 86_400
 MEMORY_LIMIT = "1GB"
 """What the query engine may hold before it writes to disk."""
 ROW_GROUP_SIZE = 20_000

@@ -40,7 +40,10 @@ class FeatureField:
 
 
 def arrow_schema(entity: str, fields: Sequence[FeatureField]) -> pa.Schema:
-    """Columns of a view's files: entity, the two timestamps, then the fields in order."""
+    """Columns of a view's files: entity, the two timestamps, then the fields in order.
+
+    The files need not carry the schema's nullability: the query engine writes what it knows.
+    """
     return pa.schema(
         [
             pa.field(entity, pa.string(), nullable=False),

@@ -11,8 +11,9 @@ from typing import Any
 
 import ibis
 
+from feature_repo.click_rates import CLICK_WINDOW_DAYS, click_features
+from feature_repo.feature_files import DAY_S
 from feature_repo.manifest import DataManifest
-from feature_repo.user_stats import CLICK_WINDOW_DAYS, DAY_S, click_features
 
 COUNT_WINDOWS_DAYS = (7, 14, 30, 90)
 _UNTIMED_S = DAY_S

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from feature_repo.click_rates import click_fields
 from feature_repo.errors import DataSetError, StoreError
 from feature_repo.feature_files import (
     BuildSummary,
@@ -34,7 +35,6 @@ from feature_repo.item_snapshots import (
 )
 from feature_repo.manifest import DataManifest, Document
 from feature_repo.progress import Progress
-from feature_repo.user_stats import click_fields
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,9 @@ class ItemState(Document):
     """What the files were made of; lies beside them as ``state.json``."""
 
     fingerprint: str
-    num_rows: int
+    """Hash of everything that the rows depend on."""
+    files: dict[str, int]
+    """File name -> rows."""
 
 
 def fields(manifest: DataManifest) -> tuple[FeatureField, ...]:
@@ -114,7 +116,8 @@ def build_item_stats(
         state = _state(folder)
         if state is not None and state.fingerprint == fingerprint:
             progress(len(buckets), len(buckets))
-            return BuildSummary(state.num_rows, 0, 0, time.perf_counter() - start)
+            num_rows = sum(state.files.values())
+            return BuildSummary(num_rows, 0, 0, time.perf_counter() - start)
         versions = connection.read_parquet(home.items)
         seen = None
         if manifest.impressions == "logged":
@@ -130,23 +133,26 @@ def build_item_stats(
         daily = connection.table(_DAILY)
         num_daily = int(connection.to_pyarrow(daily.count()).as_py())
         num_parts = max(1, math.ceil(num_daily / DAILY_ROWS_PER_PART))
-        num_rows = 0
+        files = {}
         with complete_folder(folder) as part:
             for index in range(num_parts):
-
-                def chosen(table: Any, index: int = index) -> Any:
-                    return table.filter((table.item_id.hash() % num_parts).abs() == index)
-
                 rows = item_rows(
-                    chosen(versions),
-                    chosen(daily),
-                    chosen(seen) if seen is not None else None,
+                    _part(versions, index, num_parts),
+                    _part(daily, index, num_parts),
+                    None if seen is None else _part(seen, index, num_parts),
                     manifest,
                 )
-                num_rows += write_rows(connection, rows, schema, part / f"part-{index:05d}.parquet")
-            ItemState(fingerprint=fingerprint, num_rows=num_rows).save(part / "state.json")
+                name = f"part-{index:05d}.parquet"
+                files[name] = write_rows(connection, rows, schema, part / name)
+            ItemState(fingerprint=fingerprint, files=files).save(part / "state.json")
         progress(1, len(buckets) + 1)
+    num_rows = sum(files.values())
     return BuildSummary(num_rows, num_rows, len(buckets), time.perf_counter() - start)
+
+
+def _part(table: Any, index: int, num_parts: int) -> Any:
+    """Return the rows of the items that belong to one of the files."""
+    return table.filter((table.item_id.hash() % num_parts).abs() == index)
 
 
 def _fingerprint(
@@ -171,15 +177,16 @@ def _fingerprint(
 
 
 def _state(folder: Path) -> ItemState | None:
-    """Read the state of the files that are there; None where there are none of this version."""
+    """Read the state of the files that are there; None where they are not all there."""
     path = folder / "state.json"
     if not path.exists():
         return None
     try:
-        return ItemState.load(path, made_by="longtrail sequences")
-    except StoreError as error:
+        state = ItemState.load(path, made_by="longtrail sequences")
+    except StoreError as error:  # of another version: built anew
         logger.info("%s", error)
         return None
+    return state if all((folder / name).exists() for name in state.files) else None
 
 
 def _scene_fields(scene: str) -> tuple[FeatureField, ...]:

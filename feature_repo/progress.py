@@ -1,8 +1,8 @@
 """How long work reports how far it is: libraries call back, the command line draws a bar."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from tqdm import tqdm
@@ -17,6 +17,16 @@ class Progress(Protocol):
 
 def silent(advance: int, total: int, **figures: float) -> None:
     """Ignore all news."""
+
+
+ProgressBars = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a bar with a title: for steps that are made of several."""
+
+
+@contextmanager
+def no_bars(_view: str) -> Iterator[Progress]:
+    """Open nothing."""
+    yield silent
 
 
 @contextmanager

@@ -13,12 +13,14 @@ tells what AUC can be reached at best.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from feature_repo.errors import DataSetError, LongtrailError
@@ -66,7 +68,7 @@ class ShopConfig:
         if self.num_events < 10 * self.num_users:
             raise LongtrailError(
                 f"the number of events must be at least 10 per user, so {10 * self.num_users} "
-                f"for {self.num_users} users, got {self.num_events}: ask for more, or for fewer users"
+                f"for {self.num_users} users, got {self.num_events}: ask for more or fewer users"
             )
         if self.seed < 0:
             raise LongtrailError(f"the seed must not be negative, got {self.seed}")
@@ -104,8 +106,9 @@ class ShopSummary:
     num_impressions: int
     click_rate: float
     """Clicks per impression."""
-    best_auc: float
-    """AUC of the planted probabilities over all impressions: the most that can be expected."""
+    best_auc: float | None
+    """AUC of the planted probabilities over all impressions, the most that can be expected; None
+    where all labels are equal."""
 
 
 def generate_shop(folder: Path, config: ShopConfig) -> ShopSummary:
@@ -154,7 +157,7 @@ def generate_shop(folder: Path, config: ShopConfig) -> ShopSummary:
         num_requests=config.num_requests(),
         num_impressions=num_impressions,
         click_rate=float(slates.clicked.mean()),
-        best_auc=float(roc_auc_score(slates.clicked.ravel(), slates.probability.ravel())),
+        best_auc=_planted_auc(slates.clicked.ravel(), slates.probability.ravel()),
     )
 
 
@@ -180,9 +183,17 @@ def best_auc(folder: Path, impressions: pd.DataFrame) -> float:
             f"{num_strange} of {len(rows)} impressions are not of the shop in {folder}: "
             "generate it again with the config they were made with"
         )
-    if rows["clicked"].nunique() != 2:
+    auc = _planted_auc(rows["clicked"].to_numpy(), rows["probability"].to_numpy())
+    if auc is None:
         raise DataSetError("an AUC needs impressions with and without a click, got only one sort")
-    return float(roc_auc_score(rows["clicked"], rows["probability"]))
+    return auc
+
+
+def _planted_auc(clicked: NDArray[Any], probability: NDArray[Any]) -> float | None:
+    """AUC of the probabilities; None where all labels are equal."""
+    if len(np.unique(clicked)) != 2:
+        return None
+    return float(roc_auc_score(clicked, probability))
 
 
 def _check_replaceable(folder: Path) -> None:

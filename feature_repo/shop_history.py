@@ -129,11 +129,13 @@ def draw_searches(rng: np.random.Generator, shoppers: Shoppers, sessions: Sessio
     possible = np.where(KIND_FAMILIES[kind], SHARPNESS * shoppers.liking[user], -np.inf)
     family = choose(rng, possible.astype(np.float32))
     size = len(session)
+    named = rng.random(size) < 0.85
+    second = named & (rng.random(size) < 0.5)
     about = Attributes(
         kind=kind,
-        theme=np.where(rng.random(size) < 0.8, theme, NONE),
-        second_theme=np.full(size, NONE),
-        family=np.where(rng.random(size) < 0.35, family, NONE),
+        theme=np.where(named, theme, NONE),
+        second_theme=np.where(second, theme, NONE),
+        family=np.where(rng.random(size) < 0.3, family, NONE),
     )
     return Searches(user, time_us, queries(rng, about, shoppers.price_level[user]))
 

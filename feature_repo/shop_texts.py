@@ -165,50 +165,52 @@ class Attributes:
 
 
 def titles(rng: np.random.Generator, about: Attributes, brand: NDArray[np.int64]) -> pa.Array:
-    """Titles of items, string [I], in two orders of words.
+    """Word the titles of items, string [I], in two orders of words.
 
-    *"Larkhill navy lighthouse oak serving tray with anchor motif"*,
-    *"navy oak serving tray - lighthouse style and anchor motif by Larkhill"*.
+    *"lighthouse oak serving tray with anchor motif by Larkhill"*,
+    *"navy serving tray - lighthouse and anchor"*.
     """
     size = len(brand)
-    # Where there is no second theme, every other title names its only theme twice.
-    named_again = np.where(rng.random(size) < 0.5, about.theme, NONE)
+    # Where there is no second theme, most titles name their only theme in another word again.
+    named_again = np.where(rng.random(size) < 0.85, about.theme, NONE)
     tail_theme = np.where(about.second_theme == NONE, named_again, about.second_theme)
-    theme_word = _member(rng, THEMES, about.theme)
-    tail_word = _member(rng, THEMES, tail_theme)
-    motif = pc.if_else(pc.is_null(tail_word), tail_word, _any(rng, _MOTIFS, size))
-    material = _member(rng, MATERIALS, about.family)
-    colour = _any(rng, COLOURS, size, share=0.5)
-    kind = pa.array([kind.name for kind in KINDS]).take(pa.array(about.kind))
-    maker = pa.array(BRANDS).take(pa.array(brand))
+    theme_word, tail_word = _members(rng, THEMES, about.theme, tail_theme)
     has_tail = tail_theme != NONE
-    with_word, and_word = _where(has_tail, "with"), _where(has_tail, "and")
-    plain = (maker, colour, theme_word, material, kind, with_word, tail_word, motif)
-    turned = (colour, material, kind, "-", theme_word, "style", and_word, tail_word, motif)
-    return pc.if_else(pa.array(rng.random(size) < 0.6), _join(*plain), _join(*turned, "by", maker))
+    motif = _where(has_tail & (rng.random(size) < 0.5), _any(rng, _MOTIFS, size))
+    family = np.where(rng.random(size) < 0.7, about.family, NONE)
+    (material,) = _members(rng, MATERIALS, family)
+    colour = _any(rng, COLOURS, size, share=0.15)
+    kind = pa.array([kind.name for kind in KINDS]).take(pa.array(about.kind))
+    has_maker = rng.random(size) < 0.4
+    maker = _where(has_maker, pa.array(BRANDS).take(pa.array(brand)))
+    with_tail = [_where(has_tail, "with"), tail_word, motif]
+    and_tail = [_where(has_tail, "and"), tail_word, motif]
+    plain = _join(colour, theme_word, material, kind, *with_tail, _where(has_maker, "by"), maker)
+    turned = _join(maker, colour, material, kind, "-", theme_word, *and_tail)
+    return pc.if_else(pa.array(rng.random(size) < 0.6), plain, turned)
 
 
 def queries(
     rng: np.random.Generator, about: Attributes, price_level: NDArray[np.float32]
 ) -> pa.Array:
-    """Search texts, string [Q], such as *"cheap nautical oak tray"*.
+    """Word search texts, string [Q], such as *"cheap nautical anchor tray"*.
 
     Args:
         rng: Source of the wording.
-        about: What is searched for.
+        about: What is searched for; a second theme is one more word beside the first.
         price_level: float [Q], in standard deviations; who likes it cheap or dear may say so.
     """
     size = len(price_level)
-    says_price = (np.abs(price_level) > 0.5) & (rng.random(size) < 0.3)
+    says_price = (np.abs(price_level) > 0.5) & (rng.random(size) < 0.2)
     cheap = _any(rng, CHEAP_WORDS, size)
     price = pc.if_else(pa.array(price_level < 0), cheap, _any(rng, DEAR_WORDS, size))
     return _join(
-        pc.if_else(pa.array(says_price), price, pa.scalar(None, pa.string())),
-        _any(rng, COLOURS, size, share=0.15),
-        _member(rng, THEMES, about.theme),
-        _member(rng, MATERIALS, about.family),
-        _member(rng, {kind.name: kind.query_words for kind in KINDS}, about.kind),
-        _any(rng, _OCCASIONS, size, share=0.15),
+        _where(says_price, price),
+        _any(rng, COLOURS, size, share=0.08),
+        *_members(rng, THEMES, about.theme, about.second_theme),
+        *_members(rng, MATERIALS, about.family),
+        *_members(rng, {kind.name: kind.query_words for kind in KINDS}, about.kind),
+        _any(rng, _OCCASIONS, size, share=0.08),
     )
 
 
@@ -220,18 +222,27 @@ def _any(
     return pa.array(words).take(pa.array(rng.integers(len(words), size=size), mask=left_out))
 
 
-def _member(
-    rng: np.random.Generator, groups: Mapping[str, Sequence[str]], group: NDArray[np.int64]
-) -> pa.Array:
-    """Any word of each row's group, null where the group is :data:`NONE`."""
+def _members(
+    rng: np.random.Generator,
+    groups: Mapping[str, Sequence[str]],
+    group: NDArray[np.int64],
+    second_group: NDArray[np.int64] | None = None,
+) -> list[pa.Array]:
+    """Any word of each row's group, null where it is NONE; then a different one of the second."""
     sizes = np.array([len(words) for words in groups.values()])
     starts = np.cumsum(sizes) - sizes
     words = pa.array([word for words in groups.values() for word in words])
-    index = starts[group] + np.floor(rng.random(len(group)) * sizes[group]).astype(np.int64)
-    return words.take(pa.array(index, mask=group == NONE))
+    index = np.floor(rng.random(len(group)) * sizes[group]).astype(np.int64)
+    chosen = [words.take(pa.array(starts[group] + index, mask=group == NONE))]
+    if second_group is not None:
+        step = np.floor(rng.random(len(group)) * (sizes[second_group] - 1)).astype(np.int64)
+        index = (index + 1 + step) % sizes[second_group]
+        mask = second_group == NONE
+        chosen.append(words.take(pa.array(starts[second_group] + index, mask=mask)))
+    return chosen
 
 
-def _where(condition: NDArray[np.bool_], word: str) -> pa.Array:
+def _where(condition: NDArray[np.bool_], word: pa.Array | str) -> pa.Array:
     """Put the word where the condition holds, null elsewhere."""
     return pc.if_else(pa.array(condition), word, pa.scalar(None, pa.string()))
 

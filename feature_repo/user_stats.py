@@ -1,8 +1,8 @@
 """User statistics: activity per scene, one row per user and distinct moment at which it changes.
 
 A row holds everything up to and including its source time: an event's own time, or, where real
-impressions were logged, the time at which an impression's click is known. Times of day are stored,
-not ages: the reader turns every ``*_time`` into an age at request time.
+impressions were logged, the time at which an impression's click is known. Times are stored, not
+ages: the reader turns every ``*_time`` into an age at request time.
 """
 
 from datetime import datetime
@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.behavior import hash63_array
-from feature_repo.feature_files import BucketedView, BuildSummary, file_fingerprint, view_settings
+from feature_repo.click_rates import CLICK_WINDOW_DAYS, click_features, click_fields
+from feature_repo.feature_files import (
+    DAY_S,
+    BucketedView,
+    BuildSummary,
+    file_fingerprint,
+    view_settings,
+)
 from feature_repo.fields import FeatureField, arrow_schema
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
@@ -24,11 +31,6 @@ VIEW = "user_stats"
 VERSION = 1
 """Raised whenever the rows change for the same events."""
 COUNT_WINDOWS_DAYS = (7, 30, 90, 365)
-CLICK_WINDOW_DAYS = 30
-PRIOR_CLICKS = 1
-PRIOR_IMPRESSIONS = 10
-"""Click rates are (clicks + 1) / (impressions + 10): a tenth where nothing was seen."""
-DAY_S = 86_400
 _BATCH_SIZE = 500_000
 
 
@@ -187,44 +189,6 @@ def _click_features(moments: Any) -> dict[str, Any]:
     )
 
 
-def click_features(
-    impressions: Any, clicks: Any, recent: Any, recent_clicks: Any
-) -> dict[str, Any]:
-    """Compute the columns of :func:`click_fields` from counts of all time and of the window."""
-    rate = (clicks + PRIOR_CLICKS) / (impressions + PRIOR_IMPRESSIONS)
-    return {
-        "impression_count": impressions.cast("float32"),
-        "click_count": clicks.cast("float32"),
-        "click_rate": rate.cast("float32"),
-        f"impression_count_{CLICK_WINDOW_DAYS}d": recent.cast("float32"),
-        f"click_count_{CLICK_WINDOW_DAYS}d": recent_clicks.cast("float32"),
-    }
-
-
-def click_fields() -> tuple[FeatureField, ...]:
-    """Fields that users and items have where real impressions were logged."""
-    days = CLICK_WINDOW_DAYS
-    known = "whose click is known"
-    return (
-        FeatureField("impression_count", "float32", f"impressions of all time {known}; a count"),
-        FeatureField("click_count", "float32", "clicks of all time that are known; a count"),
-        FeatureField(
-            "click_rate",
-            "float32",
-            f"(clicks + {PRIOR_CLICKS}) / (impressions + {PRIOR_IMPRESSIONS}) of all time {known}; "
-            "a share of 1",
-        ),
-        FeatureField(
-            f"impression_count_{days}d",
-            "float32",
-            f"impressions that became known in {days} days; a count",
-        ),
-        FeatureField(
-            f"click_count_{days}d", "float32", f"clicks that became known in {days} days; a count"
-        ),
-    )
-
-
 def _scene_fields(scene: str) -> tuple[FeatureField, ...]:
     here = f"in the scene {scene!r}"
     return (
@@ -292,8 +256,9 @@ class _BucketedImpressions:
         """Copy batch by batch; the engine writes to disk what does not fit its memory."""
         columns = ["user_id", "event_timestamp", "clicked"]
         file = pq.ParquetFile(self.path)
-        schema = file.schema_arrow
-        table = pa.schema([*(schema.field(name) for name in columns), ("bucket", pa.int64())])
+        # A column that the file declares free of nulls would refuse the engine's insert.
+        fields = [file.schema_arrow.field(name).with_nullable(True) for name in columns]
+        table = pa.schema([*fields, ("bucket", pa.int64())])
         connection.create_table(self.TABLE, schema=ibis.Schema.from_pyarrow(table))
         for batch in file.iter_batches(batch_size=_BATCH_SIZE, columns=columns):
             users = batch.column("user_id").dictionary_encode()

@@ -49,11 +49,11 @@ class OnlineReader(Protocol):
 
 @dataclass(frozen=True)
 class ItemSnapshot:
-    """R known items as of one moment.
+    """R items that the store knows, as of one moment.
 
     Args:
         at: The moment, UTC.
-        item_ids: str objects [R].
+        item_ids: str objects [R]; ascending in what :class:`ItemCache` gives.
         text_ids: int64 [R]; 0 where the item has no text.
         inputs: The program's item side, R rows.
         recent_behaviors: float32 [R]; of the last 30 days, all scenes and users.
@@ -67,7 +67,7 @@ class ItemSnapshot:
     recent_behaviors: NDArray[np.float32]
     row: dict[str, int]
 
-    def take(self, rows: NDArray[np.int64]) -> "ItemSnapshot":
+    def take(self, rows: NDArray[np.intp]) -> "ItemSnapshot":
         """Only the given rows, in their order."""
         return ItemSnapshot(
             at=self.at,
@@ -83,8 +83,8 @@ class ItemSnapshot:
             row={str(item_id): i for i, item_id in enumerate(self.item_ids[rows])},
         )
 
-    def joined(self, other: "ItemSnapshot") -> "ItemSnapshot":
-        """Return the rows of both, these first."""
+    def merged(self, other: "ItemSnapshot") -> "ItemSnapshot":
+        """Return the rows of both, by item id."""
         item_ids = np.concatenate([self.item_ids, other.item_ids])
         return ItemSnapshot(
             at=self.at,
@@ -99,8 +99,8 @@ class ItemSnapshot:
                 }
             ),
             recent_behaviors=np.concatenate([self.recent_behaviors, other.recent_behaviors]),
-            row={str(item_id): i for i, item_id in enumerate(item_ids)},
-        )
+            row={},
+        ).take(_ascending(item_ids))
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ class ItemCache:
         )
 
     def read(self, item_ids: NDArray[np.object_], moment: datetime) -> ItemSnapshot:
-        """Read items past the cache; those that the store does not know are left out."""
+        """Read items past the cache, by id; those that the store does not know are left out."""
+        item_ids = item_ids[_ascending(item_ids)]
         features = self._reader.online_items(item_ids, at=moment)
         snapshot = ItemSnapshot(
             at=moment,
@@ -187,6 +188,11 @@ class ItemCache:
         ).take(np.flatnonzero(features.found))
         _log.info("read %d items, %d of them known", len(item_ids), len(snapshot.item_ids))
         return snapshot
+
+
+def _ascending(item_ids: NDArray[np.object_]) -> NDArray[np.intp]:
+    """Return the order of the ids as text."""
+    return np.argsort(item_ids.astype(str), kind="stable")
 
 
 def _recent_behaviors(items: ItemFeatures, scenes: tuple[str, ...]) -> NDArray[np.float32]:

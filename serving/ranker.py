@@ -186,8 +186,9 @@ class Ranker:
         catalogue = self._items.at(at)
         items, unknown = self._candidates(catalogue.items, candidates, at)
         logits = self._scorer.logits(self._scorer.user_side(users), items.inputs, context or {})
-        # By logit, not by probability: those of very sure models round to 1.
-        order = np.lexsort((items.item_ids.astype(str), -logits))
+        # By logit, not by probability: those of very sure models round to 1. The items come by id
+        # and the sort is stable, so that the smaller id is first among equals.
+        order = np.argsort(-logits, kind="stable")
         scored = order[~np.isnan(logits[order])]
 
         history = History.of(users)
@@ -227,16 +228,15 @@ class Ranker:
         if candidates is None:
             return known, ()
         distinct = list(dict.fromkeys(candidates))
-        cached = known.take(
-            np.array([known.row[c] for c in distinct if c in known.row], dtype=np.int64)
-        )
+        rows = sorted(known.row[c] for c in distinct if c in known.row)
+        cached = known.take(np.array(rows, dtype=np.intp))
         missing = [c for c in distinct if c not in known.row]
         if not missing:
             return cached, ()
         # An item that came after the catalogue was read: the store may know it all the same.
         late = self._items.read(np.array(missing, dtype=object), at)
         unknown = tuple(c for c in missing if c not in late.row)
-        return cached.joined(late), unknown
+        return cached.merged(late), unknown
 
     def _answer(
         self,

@@ -89,9 +89,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        # create_server adds the address to the error's own text, where it is already named.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise LongtrailError(
-            f"cannot listen on {host} port {port} ({os.strerror(error.errno) if error.errno else error}): choose another "
-            "with --host and --port"
+            f"cannot listen on {host} port {port} ({reason}): choose another with --host and --port"
         ) from error
 
 

@@ -37,7 +37,7 @@ class BaheConfig:
     """Add an embedding of the age to each behaviour."""
     num_age_buckets: int = 16
     """Buckets of doubling length from an hour on; 16 reach 3.7 years."""
-    output_width: int = 64
+    output_width: int = 32
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
     """Whether, how often and how long ago the candidate itself is in the history."""

@@ -29,7 +29,7 @@ def example_inputs(schema: InputSchema) -> tuple[Tensor, ...]:
     return (
         torch.linspace(-1, 1, num_rows * schema.vector_width).reshape(num_rows, -1),
         rows,
-        rows,
+        rows.clone(),  # one tensor in two places would be taken for one input
         rows.float() * 3600,
         torch.ones(history[:2]),
         torch.zeros(num_contexts, len(schema.user_dense_names)),
@@ -44,7 +44,8 @@ def example_inputs(schema: InputSchema) -> tuple[Tensor, ...]:
 def save_program(model: nn.Module, schema: InputSchema, path: Path) -> None:
     """Export ``model`` in float32 with any number of contexts, candidates and table rows.
 
-    The archive holds no example inputs: torch stores them pickled.
+    The archive holds no example inputs, which torch would pickle; their member is there, for
+    ``torch.export.load`` asks for it, but empty.
 
     Args:
         model: Takes the program's inputs; put into evaluation mode.
@@ -89,11 +90,14 @@ def load_program(path: Path) -> Callable[..., Tensor]:
 def pickled_members(path: Path) -> list[str]:
     """Names of the files in a program's archive that torch would unpickle."""
     with ZipFile(path) as archive:
-        names = archive.namelist()
-        found = [name for name in names if "/sample_inputs/" in name]
+        found = [
+            info.filename
+            for info in archive.infolist()
+            if "/sample_inputs/" in info.filename and info.file_size
+        ]
         found += [
             name
-            for name in names
+            for name in archive.namelist()
             if name.endswith("_config.json")
             and any(
                 entry.get("use_pickle")

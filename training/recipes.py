@@ -24,7 +24,7 @@ class TrainingConfig:
     epochs: int = 3
     batch_contexts: int = 64
     """Contexts per step; one history serves all candidates of its context."""
-    max_candidates: int = 32
+    max_candidates: int = 64
     """Contexts with more candidates are cut into several."""
     learning_rate: float = 1e-3
     """Highest, of everything but the deep half."""

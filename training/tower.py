@@ -6,6 +6,7 @@ Shapes: B = sequences, L = behaviours, D = vector width, Q = width of an output.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.config import BaheConfig
 from training.layers import AgeEmbedding, masked_mean
@@ -52,7 +53,9 @@ class Tower(nn.Module):
         if self.deep_half is None:
             return x
         if self.use_bfloat16 and self.training:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            # The flash kernel's backward pass is slow in bfloat16 on CPUs: 86 ms against 44 ms with
+            # plain matrix products for 64 sequences of 20, width 384, one AMX core.
+            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
                 y = self.deep_half(x, keep.long())
             return y.float()  # type: ignore[no-any-return]
         return self.deep_half(x, keep.long())  # type: ignore[no-any-return]

@@ -42,7 +42,7 @@ def write_files(folder: Path) -> None:
     for n in range(600):
         user, day, product = n * 7 % 30, n % 90, n * 5 % 6
         at = f"2024-{1 + day // 30:02d}-{1 + day % 28:02d} {n % 24:02d}:{n // 10:02d}:00"
-        kind = ("buy", "look", "search")[n % 3]
+        kind = ("buy", "look", "search")[n // 7 % 3]
         words = WORDS[product] if kind != "search" else f"looking for {WORDS[product]}"
         log.append(f"{user},{at},{kind},{words},{'' if kind == 'search' else f'P{product}'}")
         if kind == "buy" and n % 2:  # a basket: two things at one time

@@ -144,7 +144,10 @@ def write_tables(
         inside = [e for e in events if hash63(e.user) % manifest.num_buckets == bucket]
         pq.write_table(event_table(inside), home.events / f"part-{bucket:05d}.parquet")
     pq.write_table(version_table(versions), home.items)
-    pq.write_table(impression_table(impressions), home.impressions)
+    table = impression_table(impressions)
+    # DuckDB, which writes the real file, declares columns without nulls as such.
+    not_null = pa.schema([field.with_nullable(False) for field in table.schema])
+    pq.write_table(table.cast(not_null), home.impressions)
     manifest.save(home.manifest)
     return home
 
@@ -162,7 +165,7 @@ def plain(table: pa.Table, entity: str) -> dict[tuple[str, int], dict[str, Any]]
 def view_rows(home: Home, view: str, entity: str) -> dict[tuple[str, int], dict[str, Any]]:
     """All rows of the files of a view; asserts that ``created_timestamp`` is the event's."""
     tables = [pq.read_table(path) for path in sorted(home.view(view).glob("*.parquet"))]
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables, promote_options="default")  # nullability may differ
     assert table["created_timestamp"].equals(table["event_timestamp"])
     return plain(table.drop_columns(["created_timestamp"]), entity)
 

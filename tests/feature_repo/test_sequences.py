@@ -34,14 +34,16 @@ LARGE = 2**62 + 12345  # not representable as float64
 
 event = st.builds(
     Event,
-    user=st.sampled_from(["ann", "bob", "cy"]),
+    user=st.sampled_from(["ann", "bob"]),
     # Steps of 0.4 s: equal times, equal seconds and different seconds all occur.
     time=st.integers(0, 12).map(lambda n: START + n * 400_000),
     scene=st.sampled_from(SCENES),
     behavior=st.sampled_from([1, 2, LARGE, LARGE + 1]),
     item=st.sampled_from([None, "i1", "i2"]),
 )
-histories = st.lists(event, min_size=1, max_size=60, unique=True)
+histories = st.lists(event, min_size=1, max_size=60, unique=True) | st.lists(
+    event, min_size=30, max_size=60, unique=True
+)
 lengths = st.integers(1, 4)
 
 
@@ -213,7 +215,9 @@ def test_changed_past_replaces_the_files_of_its_bucket_only(tmp_path: Any) -> No
     build_sequences(home, manifest, silent)
     before = stamps(home, VIEW)
 
-    changed = [e for e in events if e != events[3]]
+    # One event of the past is gone; later ones make the bucket larger than it was.
+    late = [events[3]._replace(time=START + step * DAY) for step in (2, 3)]
+    changed = [e for e in events if e != events[3]] + late
     write_tables(tmp_path, changed, manifest)
     summary = build_sequences(home, manifest, silent)
     assert summary.num_buckets_built == 1
@@ -262,6 +266,30 @@ def test_killed_build_resumes_after_the_finished_buckets(tmp_path: Any) -> None:
     assert view_rows(home, VIEW, "user_id") == oracle(events, 100)
     assert before.items() <= stamps(home, VIEW).items()
     assert not list(home.view(VIEW).glob("*.part"))
+
+
+def test_buckets_without_events_are_empty_files(tmp_path: Any) -> None:
+    events = shop(num_users=1)
+    manifest = make_manifest(events, SCENES, num_buckets=4)
+    home = write_tables(tmp_path, events, manifest)
+    build_sequences(home, manifest, silent)
+    assert view_rows(home, VIEW, "user_id") == oracle(events, 100)
+    assert len(list(home.view(VIEW).glob("*.parquet"))) == 4
+    assert build_sequences(home, manifest, silent).num_buckets_built == 0
+    more = [*events, *(e._replace(user=f"new{n}") for n, e in enumerate(events))]
+    write_tables(tmp_path, more, manifest)
+    build_sequences(home, manifest, silent)
+    assert view_rows(home, VIEW, "user_id") == oracle(more, 100)
+
+
+def test_lost_file_is_built_again(tmp_path: Any) -> None:
+    events = shop()
+    manifest = make_manifest(events, SCENES, num_buckets=2)
+    home = write_tables(tmp_path, events, manifest)
+    build_sequences(home, manifest, silent)
+    (home.view(VIEW) / "part-00001.parquet").unlink()
+    assert build_sequences(home, manifest, silent).num_buckets_built == 1
+    assert view_rows(home, VIEW, "user_id") == oracle(events, 100)
 
 
 def test_many_additions_become_one_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,9 @@ STEP = 84 * HOUR  # two steps are a week: events lie exactly on the edge of the 
 event = st.builds(
     Event,
     user=st.sampled_from(["ann", "bob"]),
-    time=st.integers(0, 120).map(lambda n: START + n * STEP + n % 3 * 250_000 * (n % 2)),
+    time=(st.integers(0, 6) | st.integers(0, 120)).map(
+        lambda n: START + n * STEP + n % 3 * 250_000 * (n % 2)
+    ),
     scene=st.sampled_from(SCENES),
     behavior=st.sampled_from([1, 2, 2**62 + 1]),
     item=st.sampled_from([None, "i1", "i2"]),
@@ -46,7 +48,7 @@ impression = st.builds(
     time=st.integers(0, 120).map(lambda n: START + n * STEP),
     clicked=st.integers(0, 1),
 )
-histories = st.lists(event, min_size=1, max_size=25, unique=True)
+histories = st.lists(event, min_size=1, max_size=40, unique=True)
 logs = st.lists(impression, max_size=12)
 
 

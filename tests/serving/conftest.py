@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
 from feature_repo.behavior import behavior_id, item_key
+from feature_repo.catalog import Catalog
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
 from serving.artifact import Artifact, load_artifact
@@ -137,29 +138,24 @@ class ToyReader:
         return SceneSequence(arrays[0], arrays[1], arrays[2], total=total)
 
 
-class ToyTable:
-    """Vectors by hand; row 0 is the zero vector."""
-
-    def __init__(self, fingerprint: str = FINGERPRINT) -> None:
-        self.fingerprint = fingerprint
-        self.width = 4
-        self.vectors = np.array([(0.0,) * 4, *VECTORS.values()], dtype=np.float32)
-        self._row = {behavior_id(text): i for i, text in enumerate(VECTORS, start=1)}
-
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        rows = [self._row.get(int(value), 0) for value in ids.flat]
-        return np.array(rows, dtype=np.int64).reshape(ids.shape)
+def toy_table(fingerprint: str = FINGERPRINT, width: int = 4) -> EmbeddingTable:
+    """Vectors by hand, below the zero vector; wider ones are filled with zeros."""
+    texts = sorted(VECTORS, key=behavior_id)
+    ids = np.array([behavior_id(text) for text in texts], dtype=np.int64)
+    vectors = np.zeros((len(texts) + 1, width), dtype=np.float32)
+    vectors[1:, :4] = [VECTORS[text] for text in texts]
+    return EmbeddingTable(ids, vectors, fingerprint)
 
 
-class ToyCatalog:
-    """Item ids and texts; knows an item that the store does not."""
-
-    def __init__(self, item_ids: list[str]) -> None:
-        self.item_ids = np.array([*item_ids, "GONE"], dtype=object)
-        self._texts = {behavior_id(text): text for text in VECTORS}
-
-    def texts(self, behavior_ids: NDArray[np.int64]) -> list[str]:
-        return [self._texts.get(int(value), "") for value in behavior_ids]
+def toy_catalog(items: Mapping[str, ToyItem]) -> Catalog:
+    """Texts of all behaviours, and the items with one more that the store does not know."""
+    titles = {item_id: behavior_id(item.text) for item_id, item in items.items()}
+    titles["GONE"] = behavior_id("anvil")
+    return Catalog(
+        item_ids=np.array(sorted(titles), dtype=object),
+        title_ids=titles,
+        text_by_id={behavior_id(text): text for text in VECTORS},
+    )
 
 
 class ToyModel(nn.Module):
@@ -302,7 +298,7 @@ class World:
     program: bytes
     artifact: Artifact
     reader: ToyReader = field(default_factory=lambda: ToyReader(USERS, ITEMS))
-    table: ToyTable = field(default_factory=ToyTable)
+    table: EmbeddingTable = field(default_factory=toy_table)
     now: datetime = NOW
 
     @property
@@ -313,8 +309,8 @@ class World:
         return Ranker(
             artifact or self.artifact,
             self.reader,
-            cast(EmbeddingTable, self.table),
-            ToyCatalog(list(self.reader.items)),
+            self.table,
+            toy_catalog(self.reader.items),
             clock=lambda: self.now,
             config=RankerConfig(**config),
         )

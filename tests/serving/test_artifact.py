@@ -3,23 +3,22 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from encoders.table import EmbeddingTable
 from feature_repo.errors import ArtifactError, MissingStepError
 from serving.artifact import current_run, load_artifact
 from tests.serving.conftest import (
     RUN,
     ToyModel,
-    ToyTable,
     World,
     export_program,
     rewritten,
     toy_manifest,
+    toy_table,
     write_run,
 )
 
@@ -229,15 +228,13 @@ def test_program_of_other_inputs(world: World) -> None:
 
 def test_encoder_must_be_the_trained_one(world: World) -> None:
     artifact = load_artifact(world.home, RUN)
-    artifact.check_table(cast(EmbeddingTable, ToyTable()))
+    artifact.check_table(toy_table())
     with pytest.raises(ArtifactError) as caught:
-        artifact.check_table(cast(EmbeddingTable, ToyTable("other-encoder")))
+        artifact.check_table(toy_table("other-encoder"))
     assert str(caught.value) == (
         "run toy-run was trained on vectors of encoder toy-encoder, but the embedding table holds "
         "those of encoder other-encoder: run `longtrail train` again, or `longtrail encode` with "
         "the encoder of the run"
     )
-    wide = ToyTable()
-    wide.width = 5
     with pytest.raises(ArtifactError, match="reads vectors of 4 numbers, but those of the embed"):
-        artifact.check_table(cast(EmbeddingTable, wide))
+        artifact.check_table(toy_table(width=5))

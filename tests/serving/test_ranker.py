@@ -19,12 +19,12 @@ from tests.serving.conftest import (
     NOW,
     RUN,
     USERS,
-    ToyCatalog,
     ToyItem,
     ToyReader,
     ToyUser,
     World,
     expected_logit,
+    toy_catalog,
     toy_manifest,
 )
 
@@ -84,7 +84,7 @@ def test_history_of_one_moment_has_later_entries_first() -> None:
     events = tuple(("purchase", text, None, 1.0) for text in ("red lamp", "anvil", "row boat"))
     world_reader = ToyReader({"u": ToyUser((*events, ("search", "anvil", None, 1.0)))}, {})
     history = History.of(world_reader.online_users(np.array(["u"], dtype=object)))
-    texts = ToyCatalog([]).texts(history.behavior_ids)
+    texts = toy_catalog({}).texts(history.behavior_ids)
     assert texts == ["row boat", "anvil", "red lamp", "anvil"]
     assert history.scenes.tolist() == ["purchase"] * 3 + ["search"]
 

@@ -8,18 +8,16 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.table import EmbeddingTable
 from feature_repo.features import UserFeatures
 from feature_repo.home import Home
 from serving.artifact import load_artifact
 from serving.ranker import Ranker
 from serving.server import run_server
-from tests.serving.conftest import ITEMS, NOW, RUN, USERS, ToyCatalog, ToyReader, ToyTable
+from tests.serving.conftest import ITEMS, NOW, RUN, USERS, ToyReader, toy_catalog, toy_table
 
 
 class SlowReader(ToyReader):
@@ -43,8 +41,8 @@ def main(home: str, host: str, port: str, delay_s: str) -> None:
         return Ranker(
             load_artifact(Home(Path(home)), RUN),
             reader,
-            cast(EmbeddingTable, ToyTable()),
-            ToyCatalog(list(ITEMS)),
+            toy_table(),
+            toy_catalog(ITEMS),
             clock=lambda: NOW,
         )
 

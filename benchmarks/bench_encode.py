@@ -1,0 +1,181 @@
+"""Encode against sentence-transformers: same texts, same shallow half, same run.
+
+From the project's root: ``python -m benchmarks.bench_encode``. The texts are the distinct ones of
+Online Retail II (``LONGTRAIL_DATA_DIR``, default ``../shared/data``), else generated. Contenders
+take turns within each round, so that what else the machine does falls on all of them alike; the
+speed-ups are medians of the rounds' ratios. sentence-transformers is given its best batch size.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import duckdb
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.results_file import write_result
+from encoders.config import DEFAULT_MODEL, DEFAULT_MODEL_SPLIT, EncoderConfig
+from encoders.fingerprint import describe_encoder
+from encoders.layout import keep_layers
+from encoders.pretrained import find_model_folder, quiet_transformers
+from encoders.text_encoder import TextEncoder
+from feature_repo.home import PROJECT_ROOT
+
+BATCH_SIZES = (32, 64, 128, 256)
+"""Tried with sentence-transformers on every eighth text; its best and its default are measured."""
+DEFAULT_BATCH_SIZE = 32
+TRIAL_STRIDE = 8
+LARGEST_DIFFERENCE = 1e-5
+"""Between the two's float32 vectors, absolute."""
+NUM_GENERATED = 5000
+
+Encode = Callable[[], NDArray[np.float32]]
+
+
+def retail_texts(path: Path) -> list[str]:
+    """Read the distinct purchase texts of Online Retail II."""
+    query = (
+        "SELECT DISTINCT 'bought ' || lower(trim(Description)) AS text "
+        f"FROM '{path}' WHERE Description IS NOT NULL ORDER BY text"
+    )
+    return [row[0] for row in duckdb.sql(query).fetchall()]
+
+
+def generated_texts() -> list[str]:
+    """Make texts of about the same lengths."""
+    random = np.random.default_rng(0)
+    words = ["red", "white", "heart", "lantern", "glass", "ball", "set of 3", "vintage", "tin"]
+    chosen = (random.choice(words, size=random.integers(2, 7)) for _ in range(2 * NUM_GENERATED))
+    return list(dict.fromkeys("bought " + " ".join(row) for row in chosen))[:NUM_GENERATED]
+
+
+def sentence_transformer(dtype: torch.dtype, *, split_layer: int | None) -> SentenceTransformer:
+    """Load the default model in sentence-transformers, whole or its shallow half."""
+    with quiet_transformers():
+        model = SentenceTransformer(str(find_model_folder(DEFAULT_MODEL)), device="cpu").to(dtype)
+    if split_layer is None:
+        return model
+    transformer, pooling = model[0], model[1]
+    keep_layers(transformer.auto_model, 0, split_layer)
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
+
+
+def theirs(model: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Encode:
+    def encode() -> NDArray[np.float32]:
+        vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return encode
+
+
+def ours(precision: str, texts: Sequence[str]) -> Encode:
+    config = EncoderConfig(dtype=precision)  # type: ignore[arg-type]
+    encoder = TextEncoder.load(describe_encoder(config))
+    return lambda: encoder.encode(texts)
+
+
+def timed(encode: Encode) -> tuple[float, float]:
+    """Seconds on the wall clock, and of processor time."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    encode()
+    return time.perf_counter() - started, time.process_time() - started_cpu
+
+
+def measure(precision: str, texts: list[str], num_rounds: int) -> dict[str, Any]:
+    """Time all contenders in one precision."""
+    dtype = getattr(torch, precision)
+    half = sentence_transformer(dtype, split_layer=DEFAULT_MODEL_SPLIT)
+    whole = sentence_transformer(dtype, split_layer=None)
+    contenders = {"longtrail": ours(precision, texts)}
+    tried: dict[str, dict[int, float]] = {}
+    for name, model in (("same_half", half), ("full_depth", whole)):
+        sample = texts[::TRIAL_STRIDE]
+        tried[name] = {size: timed(theirs(model, sample, size))[0] for size in BATCH_SIZES}
+        for size in {DEFAULT_BATCH_SIZE, min(tried[name], key=tried[name].__getitem__)}:
+            contenders[f"{name}_batch_{size}"] = theirs(model, texts, size)
+
+    vectors = contenders["longtrail"]()
+    reference = contenders[f"same_half_batch_{DEFAULT_BATCH_SIZE}"]()
+    difference = float(np.abs(vectors - reference).max())
+    if precision == "float32" and difference > LARGEST_DIFFERENCE:
+        raise click.ClickException(f"the vectors differ by {difference}")
+
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(num_rounds):
+        for name, encode in contenders.items():
+            wall_s, cpu_s = timed(encode)
+            seconds[name].append(wall_s)
+            cpu_seconds[name].append(cpu_s)
+        click.echo(f"{precision}: round {round_number + 1} of {num_rounds}", err=True)
+
+    def speedup(name: str) -> dict[str, float]:
+        pairs = zip(seconds[name], seconds["longtrail"], strict=True)
+        ratios = [other / own for other, own in pairs]
+        return {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+    def best(kind: str) -> str:
+        return min(
+            (name for name in seconds if name.startswith(kind)), key=lambda n: median(seconds[n])
+        )
+
+    return {
+        "largest_difference_of_vectors": difference,
+        "texts_per_s": {name: len(texts) / median(s) for name, s in seconds.items()},
+        "best_same_half": best("same_half"),
+        "best_full_depth": best("full_depth"),
+        "speedup_vs_best_same_half": speedup(best("same_half")),
+        "speedup_vs_default_same_half": speedup(f"same_half_batch_{DEFAULT_BATCH_SIZE}"),
+        "speedup_vs_best_full_depth": speedup(best("full_depth")),
+        "speedup_vs_default_full_depth": speedup(f"full_depth_batch_{DEFAULT_BATCH_SIZE}"),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "seconds_of_trial": tried,
+    }
+
+
+@click.command()
+@click.option("--rounds", "num_rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
+def main(num_rounds: int, threads: int) -> None:
+    """Measure and write the result file."""
+    torch.set_num_threads(threads)
+    folder = Path(os.environ.get("LONGTRAIL_DATA_DIR") or PROJECT_ROOT.parent / "shared" / "data")
+    path = folder / "online_retail_ii.parquet"
+    texts = retail_texts(path) if path.exists() else generated_texts()
+    figures = {
+        precision: measure(precision, texts, num_rounds) for precision in ("float32", "bfloat16")
+    }
+    float32 = figures["float32"]
+    result = write_result(
+        "encode",
+        f"python -m benchmarks.bench_encode --rounds {num_rounds} --threads {threads}",
+        {
+            "texts": "distinct texts of Online Retail II" if path.exists() else "generated texts",
+            "num_texts": len(texts),
+            "model": DEFAULT_MODEL,
+            "split_layer": DEFAULT_MODEL_SPLIT,
+            "threads": threads,
+            "load_average_1min": os.getloadavg()[0],
+            "speedup_vs_sentence_transformers_same_half": float32["speedup_vs_best_same_half"][
+                "median"
+            ],
+            "speedup_vs_sentence_transformers_full_depth": float32["speedup_vs_best_full_depth"][
+                "median"
+            ],
+            **figures,
+        },
+    )
+    click.echo(json.dumps({"result": str(result)}))
+
+
+if __name__ == "__main__":
+    main()

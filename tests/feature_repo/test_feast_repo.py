@@ -1,0 +1,115 @@
+"""The plain feast command in feature_repo/, as a user of Feast expects it to work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from feast.repo_operations import get_repo_files
+
+from feature_repo.definitions import SHOP_MANIFEST, define
+from feature_repo.errors import StoreError
+from feature_repo.home import HOME_VARIABLE, PROJECT_ROOT, Home
+from feature_repo.manifest import load_manifest
+from feature_repo.profiles import REPO_FOLDER, active_home, profile_file
+from tests.feature_repo.conftest import write_files
+from tests.feature_repo.test_reader import build
+
+FEAST = Path(sys.executable).parent / "feast"
+
+
+def feast(yaml: Path, *arguments: str, ok: bool = True) -> str:
+    environment = {**os.environ, "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
+    environment.pop(HOME_VARIABLE, None)
+    done = subprocess.run(
+        [str(FEAST), "-f", str(yaml), *arguments],
+        cwd=REPO_FOLDER,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_feast_sees_one_file() -> None:
+    assert get_repo_files(REPO_FOLDER) == [REPO_FOLDER / "repo.py"]
+
+
+def test_every_object_says_what_it_is(tmp_path: Path) -> None:
+    definitions = define(Home(tmp_path))
+    for thing in (*definitions.entities, *definitions.views, *definitions.services):
+        assert thing.description, thing.name
+        assert thing.owner, thing.name
+        assert thing.tags, thing.name
+    for view in definitions.views:
+        assert view.ttl.total_seconds() > 0
+        assert view.batch_source.created_timestamp_column
+        for field in view.schema:
+            assert field.description, f"{view.name}.{field.name}"
+    assert {view.name for view in definitions.views} == {
+        "behavior_embeddings",
+        "user_sequences",
+        "user_stats",
+        "items",
+        "user_embeddings",
+        "item_embeddings",
+    }
+    assert {service.name for service in definitions.services} == {"ctr_v1", "retrieval_v1"}
+    for entity in definitions.entities:
+        assert entity.value_type.name in ("STRING", "INT64")
+
+
+def test_apply_before_any_ingest_declares_the_built_in_shop(tmp_path: Path) -> None:
+    yaml = profile_file(Home(tmp_path / "home"), "embedded")
+    assert "user_sequences" in feast(yaml, "apply")
+    assert "No changes" in feast(yaml, "plan")
+
+
+def test_apply_plan_materialize_and_list_work_unchanged(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    home = Home(tmp_path / "home")
+    build(home, tmp_path)
+    yaml = profile_file(home, "embedded")
+    assert "No changes" in feast(yaml, "plan")
+    assert "No changes" in feast(yaml, "apply")
+    assert "user_sequences" in feast(yaml, "feature-views", "list")
+    home.online_store.unlink()
+    feast(yaml, "apply")
+    feast(yaml, "materialize", "2023-01-01T00:00:00", "2024-06-01T00:00:00")
+    feast(yaml, "materialize-incremental", "2024-07-01T00:00:00")
+    assert home.online_store.stat().st_size > 100_000
+
+
+def test_the_built_in_shops_columns_are_those_declared_without_it(tmp_path: Path) -> None:
+    from feature_repo.dataset import DATASETS, load_dataset
+    from feature_repo.ingest import ingest
+    from feature_repo.shop import ShopConfig, generate_shop
+
+    generate_shop(tmp_path / "shop", ShopConfig(num_users=50, num_events=1000))
+    home = Home(tmp_path / "home")
+    ingest(home, load_dataset(DATASETS / "shop.toml", data_dir=tmp_path / "shop"))
+    manifest = load_manifest(home)
+    for name in ("scenes", "item_columns", "context_columns", "impressions", "dataset"):
+        assert getattr(manifest, name) == getattr(SHOP_MANIFEST, name), name
+
+
+def test_a_home_elsewhere_is_not_mixed_with_the_default_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEAST_FS_YAML_FILE_PATH", raising=False)
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    assert active_home() == Home(PROJECT_ROOT / "var")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    with pytest.raises(StoreError, match="run `feast -f"):
+        active_home()
+    monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(profile_file(Home(tmp_path), "embedded")))
+    assert active_home() == Home(tmp_path)
+
+
+def test_an_unknown_profile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no profile 'prodution'; expected embedded"):
+        profile_file(Home(tmp_path), "prodution")

@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from training.evidence import AgeDecay, ExactEvidence, TextEvidence
+from training.layers import (
+    AgeEmbedding,
+    LowRankCross,
+    PiecewiseLinear,
+    TableSpace,
+    masked_mean,
+    quantile_edges,
+)
+
+
+def test_quantile_edges_of_many_few_and_no_values():
+    values = np.full((101, 3), np.nan, np.float32)
+    values[:, 0] = np.arange(101)
+    values[:50, 1] = np.repeat([1, 2], 25)
+    edges = quantile_edges(values, 4)
+    assert edges[0].tolist() == [0, 25, 50, 75, 100]
+    assert edges[1].tolist() == [1, 1.5, 2, 2, 2]
+    assert edges[2].tolist() == [0] * 5
+
+
+def test_piecewise_linear_equals_the_papers_equation():
+    layer = PiecewiseLinear(1, num_bins=4, width=3)
+    layer.set_edges(np.arange(101, dtype=np.float32)[:, None])
+    with torch.no_grad():
+        layer.skip.normal_()
+    for x in (-5.0, 0.0, 10.0, 60.0, 1e9):
+        bins = [min(max((x - edge) / 25, 0), 1) for edge in (0, 25, 50, 75)]
+        channels = torch.tensor([*bins, 0.0])
+        encoded, logit = layer(torch.tensor([[x]]))
+        torch.testing.assert_close(encoded[0], channels @ layer.weight[0])
+        torch.testing.assert_close(logit[0], channels @ layer.skip[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_piecewise_linear_gives_what_is_missing_a_channel_of_its_own(value):
+    layer = PiecewiseLinear(1, num_bins=4, width=3)
+    layer.set_edges(np.arange(101, dtype=np.float32)[:, None])
+    encoded, _ = layer(torch.tensor([[value]]))
+    torch.testing.assert_close(encoded[0], layer.weight[0, -1])
+
+
+def test_low_rank_cross_equals_the_papers_equation():
+    cross = LowRankCross(5, rank=2, num_layers=2)
+    x0 = torch.randn(3, 5)
+    for row, found in zip(x0, cross(x0), strict=True):
+        x = row
+        for down, up in zip(cross.down, cross.up, strict=True):
+            x = row * (up.weight @ (down.weight @ x) + up.bias) + x
+        torch.testing.assert_close(found, x)
+    with pytest.raises(ValueError, match=r"rank must be in \[1, 5\]"):
+        LowRankCross(5, rank=6, num_layers=1)
+
+
+def test_age_buckets_double():
+    hours = torch.tensor([0, 0.9, 1.5, 3, 5, 2.0**20]) * 3600
+    assert AgeEmbedding(16, 2).buckets(hours).tolist() == [0, 0, 1, 2, 3, 15]
+
+
+def test_masked_mean_of_nothing_is_zero():
+    values = torch.tensor([[[1.0, 2.0], [3.0, 6.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    keep = torch.tensor([[False, True], [False, False]])
+    assert masked_mean(values, keep).tolist() == [[3, 6], [0, 0]]
+
+
+def test_table_space_centres_directions_and_scales_unit_vectors_only():
+    vectors = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) + 5
+    space = TableSpace(4)
+    space.set_statistics(np.concatenate([np.zeros((1, 4), np.float32), vectors]))
+    table = torch.from_numpy(vectors)
+    assert torch.equal(space(table), table)
+    centered = vectors - vectors.mean(0)
+    expected = centered / np.linalg.norm(centered, axis=1, keepdims=True)
+    np.testing.assert_allclose(space.directions(table).numpy(), expected, atol=1e-5)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    space.set_statistics(np.concatenate([np.zeros((1, 4), np.float32), unit]))
+    np.testing.assert_allclose(space(torch.from_numpy(unit)).numpy(), unit * 2, rtol=1e-5)
+
+
+def test_exact_evidence_by_hand():
+    day = 86_400.0
+    ages = torch.tensor([[[30 * day, 9 * day, 2 * day]]])
+    same = torch.tensor([[[True, True, False]]])
+    decay = AgeDecay(2)
+    decays = decay(ages, torch.ones_like(same))
+    found = ExactEvidence(1, num_scales=2)(same, ages, decays)[0]
+    sums = [math.exp(-30 / s) + math.exp(-9 / s) for s in (3.0, 10.0)]
+    expected = [1, math.log(3), math.log(10), *(math.log1p(s) for s in sums)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    never = ExactEvidence(1, num_scales=2)(torch.zeros_like(same), ages, decays)
+    assert never.tolist() == [[0] * 5]
+
+
+def test_text_evidence_by_hand_and_without_a_history():
+    evidence = TextEvidence(1, num_kernels=2, num_scales=1)
+    cosines = torch.tensor([[[0.5, 0.9, 0.1]]])
+    keep = torch.tensor([[[True, False, True]]])
+    decays = torch.tensor([[[[1.0], [1.0], [0.5]]]])
+    found = evidence(cosines, keep, decays)[0]
+    widths = evidence.log_widths.exp().tolist()
+    kernels = [
+        math.log1p(
+            math.exp(-0.5 * ((0.5 - center) / width) ** 2)
+            + 0.5 * math.exp(-0.5 * ((0.1 - center) / width) ** 2)
+        )
+        for center, width in zip(evidence.centers.tolist(), widths, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.3, *kernels]))
+    nothing = evidence(cosines, torch.zeros_like(keep), decays)
+    assert nothing.tolist() == [[0] * 4]

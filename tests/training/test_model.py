@@ -1,0 +1,241 @@
+import pytest
+import torch
+
+from feature_repo.artifact import PROGRAM_INPUTS
+from tests.training.world import (
+    LENGTH,
+    SCENES,
+    WIDTH,
+    random_inputs,
+    small_bahe,
+    small_deep_half,
+    small_schema,
+)
+from training.build import build_model
+from training.config import (
+    BaheConfig,
+    DinTextConfig,
+    ItemOnlyConfig,
+    MeanPoolingConfig,
+    PopularityConfig,
+    RepeatCountConfig,
+)
+from training.program import load_program, save_program
+from training.program_inputs import ProgramInputs
+from training.schema import InputSchema
+
+CONFIGS = [
+    small_bahe(),
+    small_bahe(use_deep_half=False, use_age=False),
+    small_bahe(use_exact_evidence=False, use_text_evidence=False, deep_length=3),
+    PopularityConfig(),
+    RepeatCountConfig(),
+    MeanPoolingConfig(output_width=4, hidden=(8,)),
+    DinTextConfig(output_width=4, attention_hidden=4, hidden=(8,)),
+    ItemOnlyConfig(num_bins=4, numeric_width=2, hidden=(8,)),
+]
+every_model = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+
+
+def make(config, schema=None):
+    torch.manual_seed(0)
+    deep = None
+    if isinstance(config, BaheConfig) and config.use_deep_half:
+        deep = small_deep_half(config.num_deep_layers)
+    model = build_model(config, schema or small_schema(), deep).eval()
+    with torch.no_grad():  # no parameter may hide behind a zero
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@every_model
+def test_logits_are_finite_and_of_the_right_shape(config):
+    model = make(config)
+    logits = model(*random_inputs(5, 3, 40))
+    assert logits.shape == (5, 3)
+    assert torch.isfinite(logits).all()
+
+
+@every_model
+def test_gradients_are_finite_with_empty_histories_and_missing_values(config):
+    model = make(config).train()
+    model(*random_inputs(5, 3, 40)).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+@every_model
+def test_shorter_padding_gives_the_same_logits(config):
+    model, inputs = make(config), random_inputs(5, 3, 40)
+    for place in (1, 2, 3):
+        inputs[place][..., : LENGTH // 2] = 0
+    shorter = list(inputs)
+    for place in (1, 2, 3):
+        shorter[place] = inputs[place][..., LENGTH // 2 :]
+    torch.testing.assert_close(model(*shorter), model(*inputs), atol=1e-5, rtol=1e-5)
+
+
+@every_model
+def test_a_candidates_logit_does_not_depend_on_the_others(config):
+    model, inputs = make(config), random_inputs(5, 4, 40)
+    whole = model(*inputs)
+    for candidate in range(4):
+        alone = [
+            t[:, candidate : candidate + 1]
+            if name.startswith("candidate") or name == "context"
+            else t
+            for name, t in zip(PROGRAM_INPUTS, inputs, strict=True)
+        ]
+        torch.testing.assert_close(model(*alone)[:, 0], whole[:, candidate], atol=1e-5, rtol=1e-5)
+
+
+@every_model
+def test_a_contexts_logits_do_not_depend_on_the_others(config):
+    model, inputs = make(config), random_inputs(5, 3, 40)
+    whole = model(*inputs)
+    for context in range(5):
+        alone = [inputs[0], *(t[context : context + 1] for t in inputs[1:])]
+        torch.testing.assert_close(model(*alone)[0], whole[context], atol=1e-5, rtol=1e-5)
+
+
+@every_model
+def test_padded_candidates_change_nothing(config):
+    model, inputs = make(config), random_inputs(4, 5, 40)
+    whole = model(*inputs)
+    inputs[7][1, 2:] = 0
+    kept = inputs[7] != 0
+    torch.testing.assert_close(model(*inputs)[kept], whole[kept], atol=1e-5, rtol=1e-5)
+
+
+@every_model
+def test_exported_program_equals_the_eager_model_for_other_sizes(config, tmp_path):
+    model = make(config)
+    save_program(model, small_schema(), tmp_path / "score.pt2")
+    program = load_program(tmp_path / "score.pt2")
+    for sizes in ((1, 1, 2), (1, 7, 30), (6, 1, 9), (7, 12, 100)):
+        inputs = random_inputs(*sizes, seed=sum(sizes))
+        torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_export_works_with_one_scene_and_no_features_at_all(tmp_path):
+    schema = InputSchema(("view",), 3, WIDTH, (), (), (), {})
+    model = make(small_bahe(), schema)
+    save_program(model, schema, tmp_path / "score.pt2")
+    inputs = random_inputs(4, 3, 20)
+    inputs[1:4] = [t[:, :1, -3:] for t in inputs[1:4]]
+    inputs[4] = inputs[4][:, :1]
+    inputs[5] = inputs[5][:, :0]
+    for place in (8, 9, 10):
+        inputs[place] = inputs[place][..., :0]
+    program = load_program(tmp_path / "score.pt2")
+    torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_user_side_is_computed_without_candidates_and_from_the_newest_behaviours():
+    model = make(small_bahe(deep_length=3))
+    table, rows, _, ages = random_inputs(6, 2, 40)[:4]
+    rows[:, :, -1] = 5
+    users = model.user_vectors(table, rows, ages)
+    assert users.shape == (6, len(SCENES), 8)
+    older, newer = rows.clone(), rows.clone()
+    older[..., :-3] = 1
+    newer[..., -2] = 7
+    assert torch.equal(model.user_vectors(table, older, ages), users)
+    assert not torch.isclose(model.user_vectors(table, newer, ages), users).all()
+
+
+def test_order_and_age_of_behaviours_matter():
+    model = make(small_bahe())
+    table, rows, _, ages = random_inputs(2, 1, 40)[:4]
+    rows[:] = torch.arange(1, LENGTH + 1)
+    users = model.user_vectors(table, rows, ages)
+    assert (model.user_vectors(table, rows.flip(-1), ages) - users).abs().max() > 1e-4
+    assert (model.user_vectors(table, rows, ages + 1e8) - users).abs().max() > 1e-4
+
+
+def test_scenes_share_the_deep_half():
+    model = make(small_bahe())
+    table, rows, _, ages = random_inputs(4, 1, 40)[:4]
+    users = model.user_vectors(table, rows, ages)
+    swapped = model.user_vectors(table, rows.flip(1), ages.flip(1))
+    torch.testing.assert_close(swapped, users.flip(1), atol=1e-6, rtol=1e-5)
+
+
+def test_empty_history_gets_the_learned_vector():
+    model = make(small_bahe())
+    table, rows, _, ages = random_inputs(3, 1, 40)[:4]
+    users = model.user_vectors(table, torch.zeros_like(rows), ages)
+    torch.testing.assert_close(users, model.tower.empty.expand_as(users))
+
+
+def test_exact_evidence_sees_the_candidates_own_key():
+    model = make(small_bahe())
+    inputs = random_inputs(2, 1, 40)
+    inputs[1][:] = 1
+    inputs[2][:] = 99
+    without = model(*inputs)
+    inputs[2][1, 0, -1] = inputs[7][1, 0]
+    changed = model(*inputs) != without
+    assert changed.tolist() == [[False], [True]]
+
+
+def test_bfloat16_is_for_learning_only():
+    models = [make(small_bahe(use_bfloat16=flag)) for flag in (False, True)]
+    inputs = random_inputs(3, 2, 40)
+    plain, mixed = (model(*inputs) for model in models)
+    assert torch.equal(plain, mixed)
+    plain, mixed = (model.train().user_vectors(inputs[0], inputs[1], inputs[3]) for model in models)
+    assert mixed.dtype is torch.float32
+    assert not torch.equal(plain, mixed)
+    torch.testing.assert_close(plain, mixed, atol=0.1, rtol=0.1)
+
+
+def test_inputs_by_name_are_those_of_the_program():
+    assert ProgramInputs._fields == PROGRAM_INPUTS
+
+
+def test_popularity_by_hand():
+    inputs = random_inputs(1, 3, 10)
+    inputs[8][0, :, 1] = torch.tensor([0.0, torch.nan, 7.0])
+    model = build_model(PopularityConfig(), small_schema())
+    expected = torch.log1p(torch.tensor([[0.0, 0.0, 7.0]]))
+    torch.testing.assert_close(model(*inputs), expected)
+
+
+def test_repeat_count_by_hand_with_popularity_below_one():
+    inputs = random_inputs(2, 3, 10)
+    inputs[7][:] = torch.tensor([5, 6, 8])
+    inputs[2][:] = 0
+    inputs[2][0, 0, -3:] = torch.tensor([6, 5, 6])
+    inputs[2][0, 1, -1] = 6
+    inputs[8][..., 1] = torch.tensor([0.0, 1e9, 1e9])
+    model = build_model(RepeatCountConfig(), small_schema())
+    logits = model(*inputs)
+    whole, rest = logits.floor(), logits - logits.floor()
+    assert whole.tolist() == [[1, 3, 0], [0, 0, 0]]
+    popular = torch.log1p(torch.tensor(1e9))
+    torch.testing.assert_close(rest[0, 1], popular / (1 + popular), atol=1e-6, rtol=1e-6)
+
+
+def test_baseline_without_its_feature_says_so():
+    schema = InputSchema(SCENES, 3, WIDTH, (), ("price",), (), {})
+    with pytest.raises(ValueError, match=r"no item feature ends in '_count_90d'.*price"):
+        build_model(PopularityConfig(), schema)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"deep_length": 0}, "deep_length must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"num_age_scales": 9}, r"num_age_scales must be in \[1, 6\], got 9"),
+        ({"num_kernels": 1}, "num_kernels must be at least 2, got 1"),
+        ({"input_scale": 0.0}, "input_scale must be above 0"),
+        ({"num_deep_layers": 0}, "num_deep_layers must be at least 1"),
+    ],
+)
+def test_bad_config_says_what_is_allowed(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        small_bahe(**changes)

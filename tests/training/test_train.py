@@ -1,0 +1,371 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from feature_repo.artifact import ArtifactManifest
+from feature_repo.errors import ArtifactError, DataSetError, MissingStepError
+from tests.training.world import LENGTH, SCENES, make_world, small_deep_half, small_recipe
+from training.artifact import current_run, load_manifest, load_model
+from training.checkpoint import find_unfinished
+from training.dataset import read_clicks
+from training.evaluate import evaluate
+from training.export import export_embeddings
+from training.impressions import load_impressions
+from training.optimization import make_optimizer, schedule
+from training.program import load_program, pickled_members
+from training.recipes import RECIPES, Recipe, TrainingConfig
+from training.scoring import probabilities, score
+from training.train import train
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("train") / "home")
+
+
+@pytest.fixture(scope="module")
+def bahe(world):
+    return train(world.sources, small_recipe(epochs=8), run="bahe", threads=1)
+
+
+@pytest.fixture(scope="module")
+def popularity(world):
+    return train(world.sources, RECIPES["popularity"](), run="popularity", threads=1)
+
+
+def test_bahe_learns_from_text_what_popularity_cannot_know(bahe, popularity):
+    assert bahe.metrics["test"]["auc"] > 0.8
+    assert popularity.metrics["test"]["auc"] < 0.6
+    assert popularity.metrics["test"]["ne"] == pytest.approx(1, abs=0.02)
+
+
+def test_the_first_model_that_is_no_baseline_is_served(world, bahe, popularity):
+    assert current_run(world.sources.home) == "bahe"
+
+
+def test_artifact_says_what_it_is(world, bahe):
+    manifest = ArtifactManifest.load(bahe.folder / "manifest.json", made_by="longtrail train")
+    assert manifest.run == "bahe"
+    assert manifest.scenes == SCENES
+    assert manifest.sequence_length == LENGTH
+    assert manifest.user_dense_names == ("view_total",)
+    assert manifest.item_dense_names == ("price", "view_count_90d")
+    assert manifest.context_names == ("hour",)
+    assert set(manifest.category_vocabularies["brand"]) == {"a", "b"}
+    assert manifest.encoder_fingerprint == "table-1"
+    assert manifest.config["model"]["kind"] == "BaheConfig"
+    assert manifest.metrics["test"]["auc"] == bahe.metrics["test"]["auc"]
+    train_times = world.impressions.query("split == 'train'")["event_timestamp"]
+    assert manifest.train_start == train_times.min()
+    assert manifest.train_end == train_times.max()
+    assert sorted(p.name for p in bahe.folder.iterdir()) == [
+        "manifest.json",
+        "score.pt2",
+        "weights.safetensors",
+    ]
+    assert not list(world.sources.home.runs.glob("*.part"))
+
+
+def test_nothing_in_the_archive_is_pickled(bahe, tmp_path):
+    path = bahe.folder / "score.pt2"
+    assert pickled_members(path) == []
+    with zipfile.ZipFile(path) as archive:
+        # A pickle of protocol 2 or later begins with 0x80 and its protocol; zips begin with PK.
+        for info in archive.infolist():
+            begin = archive.read(info)[:2]
+            assert not (info.filename.endswith((".pt", ".pkl")) and begin), info.filename
+    poisoned = tmp_path / "score.pt2"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(poisoned, "w") as copy:
+        for info in archive.infolist():
+            content = b"\x80\x02." if info.filename.endswith(".pt") else archive.read(info)
+            copy.writestr(info.filename, content)
+    with pytest.raises(ArtifactError, match="holds a pickled file"):
+        load_program(poisoned)
+
+
+def test_program_scores_what_the_eager_model_scores(world, bahe):
+    sources = world.sources
+    data = read_clicks(
+        load_impressions(sources.home, sources.manifest, "test"),
+        sources.reader,
+        sources.table,
+        scenes=SCENES,
+        sequence_length=LENGTH,
+    )
+    table = torch.from_numpy(sources.table.vectors)
+    model = load_model(sources, load_manifest(sources.home, "bahe"))
+    eager = score(model, table, data, truncate=True)
+    program = score(load_program(bahe.folder / "score.pt2"), table, data, truncate=False)
+    np.testing.assert_allclose(program, eager, atol=1e-4)
+
+
+def test_the_best_validation_is_kept(bahe):
+    best = max(entry["valid_auc"] for entry in bahe.history)
+    assert bahe.metrics["valid"]["auc"] == pytest.approx(best, abs=1e-6)
+    assert [entry["epoch"] for entry in bahe.history] == list(range(1, 9))
+    assert bahe.history[-1]["train_loss"] < bahe.history[0]["train_loss"]
+
+
+def test_same_seed_same_weights_other_seed_others(world):
+    recipe = small_recipe(epochs=1)
+    results = [
+        train(world.sources, recipe, run="seed-a", threads=1),
+        train(world.sources, recipe, run="seed-b", threads=1),
+        train(
+            world.sources,
+            replace(recipe, training=replace(recipe.training, seed=1)),
+            run="seed-c",
+            threads=1,
+        ),
+    ]
+    first, second, other = (load_file(r.folder / "weights.safetensors") for r in results)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["tower.output.weight"], other["tower.output.weight"])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.world import make_world, small_recipe
+from training.train import train
+
+rows = 0
+def learning(advance, total, **figures):
+    global rows
+    rows += advance
+    if rows > 0.6 * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+world = make_world(Path(sys.argv[1]))
+train(world.sources, small_recipe(), threads=1, learning=learning)
+"""
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_weights(world, tmp_path):
+    whole = train(world.sources, small_recipe(), run="whole", threads=1)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "home")],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    home = world.sources.home.__class__(tmp_path / "home")
+    assert not list(home.runs.glob("*/manifest.json"))
+    told = []
+
+    def learning(advance: int, total: int, **figures: float) -> None:
+        told.append(advance)
+
+    resumed = train(
+        replace(world.sources, home=home),
+        small_recipe(),
+        threads=1,
+        learning=learning,
+    )
+    assert resumed.resumed
+    assert resumed.run.startswith("bahe_tiny-")
+    assert told[0] == resumed.num_rows  # the first of three epochs was not done again
+    assert sum(told) == 3 * resumed.num_rows
+    first, second = (load_file(r.folder / "weights.safetensors") for r in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [e["valid_auc"] for e in whole.history] == [e["valid_auc"] for e in resumed.history]
+    assert not list(home.runs.glob("*.part"))
+
+
+def test_an_unfinished_run_goes_on_only_with_its_own_settings(world):
+    class StoppedError(Exception):
+        pass
+
+    def stop(advance: int, total: int, **figures: float) -> None:
+        if figures.get("loss") is not None:
+            stop.rows += advance
+        if stop.rows > total / 2:
+            raise StoppedError
+
+    stop.rows = 0
+    recipe = small_recipe("stopped", epochs=2)
+    with pytest.raises(StoppedError):
+        train(world.sources, recipe, run="stopped-1", threads=1, learning=stop)
+    home = world.sources.home
+    state = json.loads((home.runs / "stopped-1.checkpoint.part" / "state.json").read_text())
+    assert find_unfinished(home, "stopped", state["fingerprint"]) == "stopped-1"
+    assert find_unfinished(home, "stopped", "other") is None
+    other = replace(recipe, training=replace(recipe.training, seed=5))
+    with pytest.raises(ArtifactError, match="begun with other settings"):
+        train(world.sources, other, run="stopped-1", threads=1)
+
+
+def test_names_that_cannot_be_used(world, bahe):
+    with pytest.raises(ArtifactError, match="there is a run 'bahe' already"):
+        train(world.sources, small_recipe(), run="bahe")
+    for name in ("../x", ".hidden", "x.part"):
+        with pytest.raises(ArtifactError, match="is no name for a folder"):
+            train(world.sources, small_recipe(), run=name)
+
+
+def test_labels_of_one_class_are_refused(tmp_path):
+    world = make_world(tmp_path / "home", num_users=40)
+    world.impressions.assign(clicked=0).to_parquet(world.sources.home.impressions)
+    with pytest.raises(DataSetError, match="every impression of the train split has clicked = 0"):
+        train(world.sources, small_recipe(), threads=1)
+    assert not list(world.sources.home.runs.glob("*"))
+
+
+@pytest.mark.parametrize("name", ["repeat_count", "mean_pooling", "din_text", "item_only"])
+def test_every_baseline_trains_and_writes_an_artifact(world, name):
+    result = train(world.sources, RECIPES[name](), run=name, threads=1)
+    assert 0 <= result.metrics["test"]["auc"] <= 1
+    assert callable(load_program(result.folder / "score.pt2"))
+
+
+# Evaluation.
+
+
+def test_evaluation_of_a_split_and_of_a_file_agree(world, bahe, tmp_path):
+    by_split = evaluate(world.sources, "bahe", split="test")
+    assert by_split.metrics["auc"] == pytest.approx(bahe.metrics["test"]["auc"])
+    rows = world.impressions.query("split == 'test'").drop(columns="split")
+    rows.sample(frac=1, random_state=0).to_csv(tmp_path / "labels.csv", index=False)
+    by_file = evaluate(world.sources, "bahe", impressions=tmp_path / "labels.csv")
+    assert by_file.metrics["auc"] == pytest.approx(by_split.metrics["auc"])
+    assert by_file.notes == []
+    rows.drop(columns="hour").to_parquet(tmp_path / "labels.parquet")
+    without = evaluate(world.sources, "bahe", impressions=tmp_path / "labels.parquet")
+    assert without.notes == ["missing in every row: hour"]
+
+
+def test_slices_hold_the_rows_they_name(world, bahe):
+    found = evaluate(world.sources, "bahe", split="test").slices
+    test = world.impressions.query("split == 'test'")
+    counts = world.events.groupby("user_id").size()
+    lengths = test["user_id"].map(counts).fillna(0)
+    pairs = set(zip(world.events["user_id"], world.events["item_id"], strict=True))
+    seen = np.array([p in pairs for p in zip(test["user_id"], test["item_id"], strict=True)])
+    assert found["cold_users"]["num_rows"] == found["history_0"]["num_rows"] == (lengths == 0).sum()
+    assert found["history_1_5"]["num_rows"] == ((lengths > 0) & (lengths < 6)).sum()
+    assert found["history_6_20"]["num_rows"] == 0
+    assert found["history_6_20"]["auc"] is None
+    assert found["novel"]["num_rows"] == ((lengths > 0) & ~seen).sum()
+    known = set(world.events.loc[world.events["event_timestamp"]
+        <= load_manifest(world.sources.home, "bahe").train_end, "item_id"])  # fmt: skip
+    assert found["cold_items"]["num_rows"] == (~test["item_id"].isin(known)).sum()
+
+
+def test_evaluation_refuses_what_does_not_fit(world, bahe, tmp_path):
+    with pytest.raises(ArtifactError, match=r"no finished run 'nothing'.*bahe"):
+        evaluate(world.sources, "nothing")
+    table = world.sources.table
+    other = type(table)(table._ids, table.vectors, "table-2")
+    with pytest.raises(ArtifactError, match="encoder table-1, but the current table is of table-2"):
+        evaluate(replace(world.sources, table=other), "bahe")
+    home = world.sources.home.__class__(tmp_path)
+    with pytest.raises(MissingStepError, match="run `longtrail train` first"):
+        current_run(home)
+
+
+# Export.
+
+
+def test_export_writes_the_deep_outputs_of_everyone(world, bahe):
+    import pyarrow.parquet as pq
+
+    home = world.sources.home
+    result = export_embeddings(world.sources, "bahe")
+    users = pq.read_table(home.view("user_embeddings"))
+    items = pq.read_table(home.view("item_embeddings"))
+    assert [str(f.type) for f in users.schema] == [
+        "string", "list<element: float>", "string", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]"
+    ]  # fmt: skip
+    assert users["user_id"].to_pylist() == sorted(set(world.events["user_id"]))
+    assert result.num_items == items.num_rows == 48
+    assert result.user_width == len(users["embedding"][0]) == 16
+    assert result.item_width == len(items["embedding"][0]) == 8
+    assert set(users["model_version"].to_pylist()) == {"bahe"}
+    last = world.events.groupby("user_id")["event_timestamp"].max()
+    assert users["event_timestamp"].to_pylist() == last.sort_index().tolist()
+    now = world.sources.manifest.now()
+    assert set(items["event_timestamp"].to_pylist()) == {now}
+    model = load_model(world.sources, load_manifest(home, "bahe"))
+    row = world.sources.table.rows(
+        world.sources.reader.historical_items(
+            np.array([items["item_id"][5].as_py()], object), np.array([2**60])
+        ).text_ids
+    )
+    table = torch.from_numpy(world.sources.table.vectors)
+    with torch.inference_mode():
+        expected = model.item_vectors(table, torch.from_numpy(row))[0].numpy()
+    np.testing.assert_allclose(items["embedding"][5].as_py(), expected, atol=1e-5)
+
+
+def test_export_of_a_baseline_says_why_not(world, popularity):
+    with pytest.raises(ArtifactError, match="popularity model, which has no deep outputs"):
+        export_embeddings(world.sources, "popularity")
+
+
+# Settings.
+
+
+def test_schedule_by_hand():
+    values = [schedule(s, num_steps=100, warmup_steps=4) for s in (0, 3, 4, 52, 100)]
+    assert values == pytest.approx([0.2, 0.8, 1.0, 0.5, 0.0])
+    assert schedule(0, num_steps=5, warmup_steps=60) == 1.0
+
+
+def test_learning_rates_and_decay_by_group():
+    from tests.training.world import small_bahe, small_schema
+    from training.build import build_model
+
+    model = build_model(small_bahe(), small_schema(), small_deep_half())
+    config = TrainingConfig(learning_rate=1e-2, deep_learning_rate=1e-4, weight_decay=0.3)
+    optimizer = make_optimizer(model, config)
+    settings = {
+        id(p): (group["peak"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert len(settings) == len(list(model.parameters()))
+    names = dict(model.named_parameters())
+    assert settings[id(names["tower.output.weight"])] == (1e-2, 0.3)
+    assert settings[id(names["tower.output.bias"])] == (1e-2, 0.0)
+    assert settings[id(names["tower.position.weight"])] == (1e-2, 0.0)
+    deep = [v for n, v in names.items() if "deep_half" in n]
+    assert {settings[id(p)] for p in deep} == {(1e-4, 0.3), (1e-4, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": -1}, "epochs must be at least 0"),
+        ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"average_decay": 1.0}, r"average_decay must be in \(0, 1\)"),
+        ({"batch_contexts": 0}, "batch_contexts must be at least 1"),
+    ],
+)
+def test_bad_settings_say_what_is_allowed(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainingConfig(**changes)
+
+
+def test_every_recipe_is_registered_under_its_name():
+    assert {name: recipe().name for name, recipe in RECIPES.items()} == {n: n for n in RECIPES}
+    assert all(isinstance(recipe(), Recipe) and recipe.__doc__ for recipe in RECIPES.values())
+
+
+def test_probabilities_do_not_overflow():
+    values = probabilities(np.array([-1e4, 0, 1e4], np.float32))
+    assert values.tolist() == [0, 0.5, 1]
