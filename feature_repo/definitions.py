@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.data_format import ParquetFormat
+from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.types import Array, Float32, Float64, Int64, String
 
 from feature_repo import item_stats, sequences, user_stats
@@ -85,6 +86,16 @@ class Definitions:
         """All of them, sources included, in the order in which they refer to each other."""
         sources = [view.batch_source for view in self.views]
         return [*self.entities, *sources, *self.views, *self.services]
+
+
+def _same_stamps(data_source_proto: DataSourceProto) -> None:
+    """Write the epoch as a source's times.
+
+    Feast stamps a source with the time of its definition's import, and compares the stamps
+    of every view that was materialised: `feast plan` would report changes for ever.
+    """
+    data_source_proto.meta.created_timestamp.FromDatetime(_EPOCH)
+    data_source_proto.meta.last_updated_timestamp.FromDatetime(_EPOCH)
 
 
 def define(home: Home) -> Definitions:
@@ -195,6 +206,7 @@ def _view(
         owner=OWNER,
         tags={"view": name},
     )
+    source._set_timestamps_in_proto = _same_stamps
     return FeatureView(
         name=name,
         entities=[entity],

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from feature_repo.click_rates import click_fields
 from feature_repo.errors import DataSetError, StoreError
 from feature_repo.feature_files import (
@@ -99,7 +101,7 @@ def build_item_stats(
     Args:
         home: Where events, items and impressions are read and features are written.
         manifest: What ingest wrote.
-        progress: Receives event buckets and files done of all of them.
+        progress: Receives events done of all events, in shares as the files are written.
         threads: Threads of the query engine.
 
     Raises:
@@ -112,10 +114,11 @@ def build_item_stats(
     schema = arrow_schema("item_id", fields(manifest))
     with home.lock(VIEW), engine(home, VIEW, threads=threads) as connection:
         buckets = event_buckets(home)
+        total = sum(pq.read_metadata(path).num_rows for path in buckets.values())
         fingerprint = _fingerprint(home, manifest, connection, buckets)
         state = _state(folder)
         if state is not None and state.fingerprint == fingerprint:
-            progress(len(buckets), len(buckets))
+            progress(total, total)
             num_rows = sum(state.files.values())
             return BuildSummary(num_rows, 0, 0, time.perf_counter() - start)
         versions = connection.read_parquet(home.items)
@@ -129,7 +132,6 @@ def build_item_stats(
                 connection.create_table(_DAILY, counts)
             else:
                 connection.insert(_DAILY, counts)
-            progress(1, len(buckets) + 1)
         daily = connection.table(_DAILY)
         num_daily = int(connection.to_pyarrow(daily.count()).as_py())
         num_parts = max(1, math.ceil(num_daily / DAILY_ROWS_PER_PART))
@@ -144,8 +146,9 @@ def build_item_stats(
                 )
                 name = f"part-{index:05d}.parquet"
                 files[name] = write_rows(connection, rows, schema, part / name)
+                share = total * (index + 1) // num_parts - total * index // num_parts
+                progress(share, total)
             ItemState(fingerprint=fingerprint, files=files).save(part / "state.json")
-        progress(1, len(buckets) + 1)
     num_rows = sum(files.values())
     return BuildSummary(num_rows, num_rows, len(buckets), time.perf_counter() - start)
 

@@ -25,9 +25,9 @@ _run_option = click.option("--run", help="Name of a run.  [default: the last tra
 _threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=2,
+    default=1,
     show_default=True,
-    help="Threads of one call of the model.",
+    help="Threads of one call of the model; more than one pays on idle cores only.",
 )
 
 

@@ -42,8 +42,9 @@ class RankerConfig:
     """Items in one call of the model; at least 1."""
     item_age_s: float = 60.0
     """Seconds after which the catalogue's features are read again; at least 0."""
-    num_threads: int = 2
-    """Threads of one call of the model; at least 1. PyTorch keeps this per process."""
+    num_threads: int = 1
+    """Threads of one call of the model; at least 1. PyTorch keeps this per process. Requests run
+    side by side, so more than one pays only on idle cores: on two busy ones it took 8x as long."""
 
     def __post_init__(self) -> None:
         for name in ("chunk_size", "num_threads"):

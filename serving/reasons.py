@@ -60,7 +60,7 @@ def reasons(
 
 
 def _exact(history: History, key: int) -> str:
-    """How often and how long ago the item itself was met, by scene; empty if never."""
+    """How often among the kept behaviours, and how long ago, the item itself was met, by scene."""
     met = history.item_keys == key if key else np.zeros(len(history), dtype=bool)
     parts = []
     for scene in dict.fromkeys(history.scenes[met]):

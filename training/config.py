@@ -43,6 +43,8 @@ class BaheConfig:
     """Whether, how often and how long ago the candidate itself is in the history."""
     use_text_evidence: bool = True
     """Cosines of the candidate's text with those of the history."""
+    text_length: int = 50
+    """How many of the newest behaviours of a scene the text evidence reads."""
     num_kernels: int = 6
     """K, cosine kernels."""
     num_age_scales: int = 6
@@ -62,6 +64,7 @@ class BaheConfig:
         _at_least(
             1,
             deep_length=self.deep_length,
+            text_length=self.text_length,
             output_width=self.output_width,
             num_bins=self.num_bins,
             numeric_width=self.numeric_width,

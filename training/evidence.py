@@ -2,8 +2,8 @@
 
 All of it is computed inside the model from its inputs, so training and serving cannot differ.
 
-Shapes: R = candidates (flat rows), S = scenes, M = behaviours per scene, K = cosine kernels,
-A = age scales.
+Shapes: B = contexts, C = candidates, S = scenes, M = behaviours per scene, K = cosine kernels,
+A = age scales, E = values of evidence per candidate.
 """
 
 import torch
@@ -48,25 +48,25 @@ class ExactEvidence(nn.Module):
 
     def forward(
         self,
-        same: Bool[Tensor, "R S M"],
-        ages: Float[Tensor, "R S M"],
-        decays: Float[Tensor, "R S M A"],
-    ) -> Float[Tensor, "R E"]:
-        """The evidence of every row.
+        same: Bool[Tensor, "B S C M"],
+        ages: Float[Tensor, "B S M"],
+        decays: Float[Tensor, "B S M A"],
+    ) -> Float[Tensor, "B C E"]:
+        """The evidence of every candidate.
 
         Args:
             same: True where the behaviour is about the candidate itself.
             ages: Seconds.
             decays: Of :class:`AgeDecay`.
         """
-        count = same.sum(-1)
-        days = ages.clamp(min=0) / SECONDS_PER_DAY
-        newest = torch.where(same, days, torch.full_like(days, torch.inf)).amin(-1)
+        weights = same.to(ages.dtype)
+        count = weights.sum(-1)
+        days = (ages / SECONDS_PER_DAY).clamp(min=0).unsqueeze(2)
+        newest = torch.where(same, days, torch.inf).amin(-1)
         has = count > 0
-        recency = torch.where(has, torch.log1p(newest), torch.zeros_like(newest))
-        sums = (decays * same.unsqueeze(-1)).sum(2)
-        plain = torch.stack([has.to(ages.dtype), torch.log1p(count.to(ages.dtype)), recency], -1)
-        return torch.cat([plain, torch.log1p(sums)], dim=-1).flatten(1)
+        recency = torch.where(has, torch.log1p(newest), 0.0)
+        plain = torch.stack([has.to(ages.dtype), torch.log1p(count), recency], -1)
+        return _per_candidate(torch.cat([plain, torch.log1p(weights @ decays)], dim=-1))
 
 
 class TextEvidence(nn.Module):
@@ -91,20 +91,20 @@ class TextEvidence(nn.Module):
         super().__init__()
         if num_kernels < 2:
             raise ValueError(f"num_kernels must be at least 2, got {num_kernels}")
-        self.centers = nn.Parameter(torch.linspace(-0.2, 0.95, num_kernels))
-        # Neighbouring kernels cross at about 60 % of their height.
-        self.log_widths = nn.Parameter(
-            torch.full((num_kernels,), 1.15 / (num_kernels - 1) / 2).log()
-        )
+        low, high = -0.2, 0.95  # centred cosines of unrelated and of nearly equal texts
+        self.centers = nn.Parameter(torch.linspace(low, high, num_kernels))
+        # Half the distance of two centres: neighbouring kernels cross at 60 % of their height.
+        width = (high - low) / (num_kernels - 1) / 2
+        self.log_widths = nn.Parameter(torch.full((num_kernels,), width).log())
         self.output_width = num_scenes * (2 + num_kernels * num_scales)
 
     def forward(
         self,
-        cosines: Float[Tensor, "R S M"],
-        keep: Bool[Tensor, "R S M"],
-        decays: Float[Tensor, "R S M A"],
-    ) -> Float[Tensor, "R E"]:
-        """The evidence of every row.
+        cosines: Float[Tensor, "B S C M"],
+        keep: Bool[Tensor, "B S C M"],
+        decays: Float[Tensor, "B S M A"],
+    ) -> Float[Tensor, "B C E"]:
+        """The evidence of every candidate.
 
         Args:
             cosines: Of candidate and behaviour in table space.
@@ -113,11 +113,16 @@ class TextEvidence(nn.Module):
         """
         weights = keep.to(cosines.dtype)
         number = weights.sum(-1)
-        largest = torch.where(keep, cosines, torch.full_like(cosines, -1.0)).amax(-1)
-        largest = torch.where(number > 0, largest, torch.zeros_like(largest))
+        largest = torch.where(keep, cosines, -1.0).amax(-1)
+        largest = torch.where(number > 0, largest, 0.0)
         mean = (cosines * weights).sum(-1) / number.clamp(min=1)
-        distance = (cosines.unsqueeze(-1) - self.centers) * torch.exp(-self.log_widths)
-        kernels = torch.exp(-0.5 * distance.square()) * weights.unsqueeze(-1)
-        pooled = torch.log1p(kernels.transpose(-1, -2) @ decays)  # (R, S, K, A)
-        plain = torch.stack([largest, mean], dim=-1)
-        return torch.cat([plain, pooled.flatten(2)], dim=-1).flatten(1)
+        centers, widths = self.centers.unsqueeze(-1), self.log_widths.exp().unsqueeze(-1)
+        distance = (cosines.unsqueeze(3) - centers) / widths  # (B, S, C, K, M)
+        kernels = torch.exp(-0.5 * distance.square()) * weights.unsqueeze(3)
+        pooled = kernels.flatten(2, 3) @ decays  # (B, S, C K, A)
+        pooled = torch.log1p(pooled).reshape(*largest.shape, -1)
+        return _per_candidate(torch.cat([torch.stack([largest, mean], -1), pooled], dim=-1))
+
+
+def _per_candidate(values: Float[Tensor, "B S C F"]) -> Float[Tensor, "B C SF"]:
+    return values.transpose(1, 2).flatten(2)

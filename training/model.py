@@ -135,17 +135,19 @@ class Bahe(ClickModel):
         there: Bool[Tensor, "B S M"] = (rows != 0) | (keys != 0)
         sizes = torch.cat([inputs.history_totals, there.sum(-1).to(ages.dtype)], dim=-1)
         parts = [flat.spread(torch.log1p(sizes))]
-        decays = flat.spread(self.decay(ages, there))
-        candidate_keys = flat.select(inputs.candidate_item_keys)[:, None, None]
-        same = (flat.spread(keys) == candidate_keys) & flat.spread(keys != 0)
+        decays = self.decay(ages, there)
+        behaviours = keys.unsqueeze(2)  # (B, S, 1, M)
+        candidates = inputs.candidate_item_keys[:, None, :, None]  # (B, 1, C, 1)
+        same = (behaviours == candidates) & (behaviours != 0)
         if self.config.use_exact_evidence:
-            parts.append(self.exact(same, flat.spread(ages), decays))
+            parts.append(flat.select(self.exact(same, ages, decays)))
         if self.config.use_text_evidence:
-            history = self.space.directions(inputs.table[rows.flatten(1)])  # (B, S M, D)
-            candidates = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
-            cosines = flat.select(candidates @ history.transpose(1, 2))
-            cosines = cosines.reshape(-1, rows.shape[1], rows.shape[2])
-            has_text = (flat.select(inputs.candidate_rows) != 0)[:, None, None]
-            keep = flat.spread(rows != 0) & ~same & has_text
-            parts.append(self.text(cosines, keep, decays))
+            newest = slice(-self.config.text_length, None)
+            rows, same, decays = rows[..., newest], same[..., newest], decays[:, :, newest]
+            history = self.space.directions(inputs.table[rows])  # (B, S, M, D)
+            titles = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
+            cosines = titles.unsqueeze(1) @ history.transpose(2, 3)  # (B, S, C, M)
+            keep = (rows != 0).unsqueeze(2) & ~same
+            keep = keep & (inputs.candidate_rows != 0)[:, None, :, None]
+            parts.append(flat.select(self.text(cosines, keep, decays)))
         return torch.cat(parts, dim=-1)

@@ -63,8 +63,8 @@ class Recipe:
     name: str
     model: ModelConfig
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    sequence_length: int = 50
-    """M, behaviours per scene that the model gets."""
+    sequence_length: int = 100
+    """M, behaviours per scene that the model gets; fewer where the feature store keeps fewer."""
     baseline: bool = False
     """A model to compare with; training it does not make it the one that is served."""
 
@@ -79,7 +79,6 @@ def bahe_small() -> Recipe:
         name="bahe_small",
         model=BaheConfig(num_deep_layers=1, deep_length=20),
         training=TrainingConfig(epochs=2),
-        sequence_length=50,
     )
 
 
@@ -89,7 +88,6 @@ def bahe_base() -> Recipe:
         name="bahe_base",
         model=BaheConfig(deep_length=50),
         training=TrainingConfig(epochs=3, validations_per_epoch=2),
-        sequence_length=100,
     )
 
 
@@ -98,10 +96,14 @@ def bahe_large() -> Recipe:
     return Recipe(
         name="bahe_large",
         model=BaheConfig(
-            deep_length=100, output_width=128, cross_rank=48, hidden=(384, 192), dropout=0.25
+            deep_length=100,
+            text_length=100,
+            output_width=128,
+            cross_rank=48,
+            hidden=(384, 192),
+            dropout=0.25,
         ),
         training=TrainingConfig(epochs=5, validations_per_epoch=4, deep_learning_rate=5e-5),
-        sequence_length=100,
     )
 
 
@@ -122,7 +124,6 @@ def repeat_count() -> Recipe:
         name="repeat_count",
         model=RepeatCountConfig(),
         training=TrainingConfig(epochs=0),
-        sequence_length=100,
         baseline=True,
     )
 

@@ -38,7 +38,10 @@ WORDS = ("oak table", "steel pan", "blue plate", "linen towel", "glass bowl", "c
 
 def write_files(folder: Path) -> None:
     """30 users, 6 products, 90 days; every number follows from a counter."""
-    log, shown = ["customer,moment,kind,words,product"], ["request,customer,product,moment,clicked,position"]
+    log, shown = (
+        ["customer,moment,kind,words,product"],
+        ["request,customer,product,moment,clicked,position"],
+    )
     for n in range(600):
         user, day, product = n * 7 % 30, n % 90, n * 5 % 6
         at = f"2024-{1 + day // 30:02d}-{1 + day % 28:02d} {n % 24:02d}:{n // 10:02d}:00"

@@ -66,7 +66,7 @@ def test_every_object_says_what_it_is(tmp_path: Path) -> None:
 def test_apply_before_any_ingest_declares_the_built_in_shop(tmp_path: Path) -> None:
     yaml = profile_file(Home(tmp_path / "home"), "embedded")
     assert "user_sequences" in feast(yaml, "apply")
-    assert "No changes" in feast(yaml, "plan")
+    assert "No changes to registry" in feast(yaml, "plan")
 
 
 def test_apply_plan_materialize_and_list_work_unchanged(tmp_path: Path) -> None:
@@ -74,8 +74,10 @@ def test_apply_plan_materialize_and_list_work_unchanged(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     build(home, tmp_path)
     yaml = profile_file(home, "embedded")
-    assert "No changes" in feast(yaml, "plan")
-    assert "No changes" in feast(yaml, "apply")
+    for command in ("plan", "apply", "plan"):
+        said = feast(yaml, command)
+        assert "No changes to registry" in said
+        assert "No changes to infrastructure" in said
     assert "user_sequences" in feast(yaml, "feature-views", "list")
     home.online_store.unlink()
     feast(yaml, "apply")

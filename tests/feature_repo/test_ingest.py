@@ -114,7 +114,9 @@ def test_bad_rows_are_set_aside_with_the_reason(kitchen: LoadedDataSet, tmp_path
         ingest(home, kitchen)
     assert not home.tables.exists()
 
-    toml = kitchen.path.read_text().replace("replay = true", "replay = true\nreject_threshold = 0.1")
+    toml = kitchen.path.read_text().replace(
+        "replay = true", "replay = true\nreject_threshold = 0.1"
+    )
     kitchen.path.write_text(toml)
     summary = ingest(home, load_dataset(kitchen.path))
     assert summary.rejected["events"] == dict.fromkeys(bad, 1)

@@ -268,7 +268,8 @@ def test_files_are_built_once_and_again_after_a_change(
             expected = oracle(item, now, events, versions, impressions)
             assert same(latest(rows, item, now + 1), expected), (item, now)
     assert summary.num_rows == summary.num_new_rows == len(rows)
-    assert sum(n for n, _ in done) == done[0][1]
+    assert sum(n for n, _ in done) == len(events)
+    assert {total for _, total in done} == {len(events)}
     schema = arrow_schema("item_id", fields(manifest))
     files = sorted(home.view(VIEW).glob("*.parquet"))
     assert len(files) > 1

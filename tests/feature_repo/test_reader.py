@@ -264,7 +264,9 @@ def test_ids_above_two_to_the_53_survive_beside_a_null(reader: FeatureReader) ->
     items = reader.online_items(["P0", "unknown", "P1"])
     assert items.text_ids.tolist() == [behavior_id("oak table"), 0, behavior_id("steel pan")]
     assert max(items.text_ids.tolist()) > 2**53
-    offline = reader.historical_items(["P0", "unknown", "P1"], reader.request_times(3), join="feast")
+    offline = reader.historical_items(
+        ["P0", "unknown", "P1"], reader.request_times(3), join="feast"
+    )
     assert offline.text_ids.tolist() == items.text_ids.tolist()
 
 
