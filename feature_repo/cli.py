@@ -24,9 +24,14 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--num-users", type=int, default=ShopConfig.num_users, show_default=True)
-@click.option("--num-events", type=int, default=ShopConfig.num_events, show_default=True)
-@click.option("--seed", type=int, default=ShopConfig.seed, show_default=True)
+@click.option("--num-users", default=ShopConfig.num_users, show_default=True, help="Customers.")
+@click.option(
+    "--num-events",
+    default=ShopConfig.num_events,
+    show_default=True,
+    help="Searches and purchases; at least 10 per user.",
+)
+@click.option("--seed", default=ShopConfig.seed, show_default=True, help="Of all randomness.")
 def shop(folder: Path, num_users: int, num_events: int, seed: int) -> None:
     """Generate the built-in shop's raw logs into FOLDER.
 

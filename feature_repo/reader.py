@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -256,6 +257,7 @@ class FeatureReader:
             full_feature_names=True,
         )
         table = job.to_arrow().sort_by("request_row")
+        _release_ibis()
         if table["request_row"].to_numpy().tolist() != list(range(len(keys))):
             raise StoreError(
                 f"the offline store returned {table.num_rows} rows of {view.name} for {len(keys)} "
@@ -360,6 +362,16 @@ class FeatureReader:
                 and isinstance(column := columns[view.name].values[name], np.ndarray)
             },
         )
+
+
+def _release_ibis() -> None:
+    """Close the connection that Feast's DuckDB store opens in ibis, with all that it registered.
+
+    Left open it keeps every entity table, and complains about leaks when the interpreter ends.
+    """
+    backend, ibis.options.default_backend = ibis.options.default_backend, None
+    if backend is not None:
+        backend.disconnect()
 
 
 def _require_files(view: _View) -> None:

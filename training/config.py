@@ -58,7 +58,10 @@ class BaheConfig:
     hidden: tuple[int, ...] = (256, 128)
     """Widths of the head's hidden layers."""
     dropout: float = 0.2
-    """In the head."""
+    """After each hidden layer of the head."""
+    input_dropout: float = 0.2
+    """On the head's input: deep outputs and item features tell items apart well enough to learn by
+    heart which ones sold in the training period."""
 
     def __post_init__(self) -> None:
         _at_least(
@@ -80,7 +83,7 @@ class BaheConfig:
             )
         if self.input_scale <= 0:
             raise ValueError(f"input_scale must be above 0, got {self.input_scale}")
-        _share(deep_dropout=self.deep_dropout, dropout=self.dropout)
+        _share(deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Bahe(ClickModel):
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
         nn.init.zeros_(self.cross_logit.weight)
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.perceptron = Perceptron(width, hidden=config.hidden, dropout=config.dropout)
 
     def user_vectors(
@@ -124,7 +125,7 @@ class Bahe(ClickModel):
         deep = torch.cat([users.flatten(1), items.flatten(1), products.flatten(1), similarity], -1)
         evidence = self.evidence_norm(self._evidence(flat, inputs))
         dense, dense_logit = self.dense(flat, inputs)
-        x = torch.cat([deep, evidence, dense], dim=-1)
+        x = self.input_dropout(torch.cat([deep, evidence, dense], dim=-1))
         logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
         return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
 
