@@ -2,11 +2,11 @@
 
 From the project's root: ``python -m benchmarks.bench_encode``. The texts are the distinct ones of
 Online Retail II (``LONGTRAIL_DATA_DIR``, default ``../shared/data``), else generated. Contenders
-take turns within each round and the speed-ups are medians of the rounds' ratios. What other
-processes took of the processors is noted for each round: those in which the machine was quietest
-count, whatever their result, and all are in the file. sentence-transformers is given its default
-batch size and its best, and the headline is against the faster. It comes with the default model's
-package.
+take turns within each round and the speed-ups are medians of the rounds' ratios. On a machine that
+others use too, each turn waits for a quiet moment and is taken again if other processes came in
+between, whatever its result; turns set aside are in the file. sentence-transformers, which comes
+with the default model's package, is given its default batch size and its best, and the headline is
+against the faster.
 """
 
 import json
@@ -37,7 +37,9 @@ BATCH_SIZES = (32, 64, 128, 256)
 """Tried with sentence-transformers on every eighth text; its best and its default are measured."""
 DEFAULT_BATCH_SIZE = 32
 QUIET_SHARE = 0.05
-"""Of the processors' time: other processes may take so much of a quiet round."""
+"""Of the processors' time: other processes may take so much of a quiet turn."""
+PAUSE_S = 0.5
+"""Looked at before a turn: the machine must be quiet for so long."""
 TRIAL_STRIDE = 8
 LARGEST_DIFFERENCE = 1e-5
 """Between the two's float32 vectors, absolute."""
@@ -99,52 +101,52 @@ def busy_seconds() -> float | None:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One turn of every contender."""
+class Turn:
+    """One encoding of all texts."""
 
-    seconds: dict[str, float]
-    cpu_seconds: dict[str, float]
-    others_share: float | None
-    """Of the processors' time, what other processes took; None where it is not known."""
+    contender: str
+    seconds: float
+    cpu_seconds: float
+    others_share: float
+    """Of the processors' time, what other processes took; 0 where the system hides it."""
 
 
-def timed(encode: Encode) -> tuple[float, float]:
-    """Seconds on the wall clock, and of processor time."""
-    started, started_cpu = time.perf_counter(), time.process_time()
+def others_share(busy: float | None, wall_s: float, own_s: float) -> float:
+    """Compute what others took since all processes together had used ``busy`` seconds."""
+    now = busy_seconds()
+    if busy is None or now is None:
+        return 0.0
+    return max(0.0, now - busy - own_s) / (wall_s * (os.cpu_count() or 1))
+
+
+def take_turn(contender: str, encode: Encode) -> Turn:
+    busy, started, started_cpu = busy_seconds(), time.perf_counter(), time.process_time()
     encode()
-    return time.perf_counter() - started, time.process_time() - started_cpu
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+    return Turn(contender, wall_s, cpu_s, others_share(busy, wall_s, cpu_s))
 
 
-def take_turns(contenders: dict[str, Encode]) -> Round:
-    """Time every contender once."""
-    busy = busy_seconds()
-    times = {name: timed(encode) for name, encode in contenders.items()}
-    seconds = {name: wall_s for name, (wall_s, _) in times.items()}
-    cpu_seconds = {name: cpu_s for name, (_, cpu_s) in times.items()}
-    share = None
-    if busy is not None:
-        others = (busy_seconds() or busy) - busy - sum(cpu_seconds.values())
-        share = max(0.0, others) / (sum(seconds.values()) * (os.cpu_count() or 1))
-    return Round(seconds, cpu_seconds, share)
-
-
-def quietest_rounds(
-    contenders: dict[str, Encode], num_rounds: int, limit_s: float
-) -> tuple[list[Round], list[Round]]:
-    """Take turns until enough rounds were quiet or time is up.
+def take_quiet_turn(contender: str, encode: Encode, deadline: float) -> tuple[Turn, list[Turn]]:
+    """Take turns until one was quiet or time is up.
 
     Returns:
-        The quietest ``num_rounds``, and all.
+        The quietest turn, and those set aside.
     """
-    deadline = time.monotonic() + limit_s
-    rounds: list[Round] = []
-    while len(rounds) < num_rounds or time.monotonic() < deadline:
-        rounds.append(take_turns(contenders))
-        shares = [r.others_share or 0.0 for r in rounds]
-        click.echo(f"round {len(rounds)}: others took {shares[-1]:.0%} of the machine", err=True)
-        if sum(share <= QUIET_SHARE for share in shares) >= num_rounds:
-            break
-    return sorted(rounds, key=lambda r: r.others_share or 0.0)[:num_rounds], rounds
+    turns: list[Turn] = []
+    while not turns or (turns[-1].others_share > QUIET_SHARE and time.monotonic() < deadline):
+        while time.monotonic() < deadline:
+            busy = busy_seconds()
+            time.sleep(PAUSE_S)
+            if others_share(busy, PAUSE_S, 0.0) <= QUIET_SHARE:
+                break
+        turns.append(take_turn(contender, encode))
+        click.echo(
+            f"{contender}: {turns[-1].seconds:.2f} s, others took "
+            f"{turns[-1].others_share:.0%} of the machine",
+            err=True,
+        )
+    quietest = min(turns, key=lambda turn: turn.others_share)
+    return quietest, [turn for turn in turns if turn is not quietest]
 
 
 def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
     whole = sentence_transformer(dtype, split_layer=None)
     contenders = {"longtrail": ours(precision, texts)}
     sample = texts[::TRIAL_STRIDE]
-    tried = {size: timed(theirs(half, sample, size))[0] for size in BATCH_SIZES}
+    tried = {size: take_turn(str(size), theirs(half, sample, size)).seconds for size in BATCH_SIZES}
     for size in {DEFAULT_BATCH_SIZE, min(tried, key=tried.__getitem__)}:
         contenders[f"same_half_batch_{size}"] = theirs(half, texts, size)
         contenders[f"full_depth_batch_{size}"] = theirs(whole, texts, size)
@@ -165,11 +167,19 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
     if precision == "float32" and difference > LARGEST_DIFFERENCE:
         raise click.ClickException(f"the vectors differ by {difference}")
 
-    chosen, rounds = quietest_rounds(contenders, num_rounds, limit_s)
-    seconds = {name: median(r.seconds[name] for r in chosen) for name in contenders}
+    deadline = time.monotonic() + limit_s
+    rounds: list[dict[str, Turn]] = []
+    set_aside: list[Turn] = []
+    for _ in range(num_rounds):
+        turns = {}
+        for name, encode in contenders.items():
+            turns[name], noisy = take_quiet_turn(name, encode, deadline)
+            set_aside += noisy
+        rounds.append(turns)
+    seconds = {name: median(turns[name].seconds for turns in rounds) for name in contenders}
 
     def speedup(name: str) -> dict[str, float]:
-        ratios = [r.seconds[name] / r.seconds["longtrail"] for r in chosen]
+        ratios = [turns[name].seconds / turns["longtrail"].seconds for turns in rounds]
         return {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
     def best(kind: str) -> str:
@@ -184,8 +194,9 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
         "speedup_vs_default_same_half": speedup(f"same_half_batch_{DEFAULT_BATCH_SIZE}"),
         "speedup_vs_best_full_depth": speedup(best("full_depth")),
         "speedup_vs_default_full_depth": speedup(f"full_depth_batch_{DEFAULT_BATCH_SIZE}"),
-        "chosen_rounds": [rounds.index(r) for r in chosen],
-        "rounds": [asdict(r) for r in rounds],
+        "largest_share_of_others": max(t.others_share for turns in rounds for t in turns.values()),
+        "rounds": [[asdict(turn) for turn in turns.values()] for turns in rounds],
+        "turns_set_aside": [asdict(turn) for turn in set_aside],
         "seconds_of_trial_by_batch_size": tried,
     }
 
@@ -198,7 +209,7 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
     type=float,
     default=150.0,
     show_default=True,
-    help="Seconds per precision after which no further round is begun, where few were quiet.",
+    help="Seconds per precision after which turns are no longer taken again.",
 )
 def main(num_rounds: int, threads: int, limit_s: float) -> None:
     """Measure and write the result file."""

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from feature_repo.errors import DataSetError
+from feature_repo.manifest import SEQUENCE_LENGTH
 
 DATA_DIR_VARIABLE = "LONGTRAIL_DATA_DIR"
 DATASETS = Path(__file__).resolve().parent / "datasets"
@@ -111,6 +112,8 @@ class DataSet(_Part):
     """Characters; longer texts are rejected."""
     reject_threshold: float = Field(default=0.01, ge=0, le=1)
     """Share of a query's rows that may be rejected before ingest stops."""
+    sequence_length: int = Field(default=SEQUENCE_LENGTH, ge=1, le=10_000)
+    """Behaviours kept per scene of a user; exact-id evidence looks at all of them."""
     availability_delay_s: float = Field(default=1e-6, ge=1e-6)
     """Seconds from an event to the moment its features can be read."""
     label_delay_s: float = Field(default=3600, ge=1e-6)

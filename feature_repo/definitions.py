@@ -16,7 +16,6 @@ from feature_repo import item_stats, sequences, user_stats
 from feature_repo.fields import FeatureField, FieldType
 from feature_repo.home import Home
 from feature_repo.manifest import (
-    SEQUENCE_LENGTH,
     DataManifest,
     EncoderManifest,
     ItemColumn,
@@ -122,7 +121,7 @@ def define(home: Home) -> Definitions:
         ),
         _view(
             home, "user_sequences", user, sequences.fields(manifest),
-            f"The last {SEQUENCE_LENGTH} behaviours per scene, oldest first, one row per "
+            f"The last {manifest.sequence_length} behaviours per scene, oldest first, one row per "
             "change; row of a time holds everything up to and including it.",
         ),
         _view(

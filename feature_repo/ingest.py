@@ -327,6 +327,7 @@ class _Ingest:
             ),
             replay=options.replay,
             lowercase=options.lowercase,
+            sequence_length=options.sequence_length,
             availability_delay_us=round(options.availability_delay_s * 1e6),
             label_delay_us=round(options.label_delay_s * 1e6),
             num_events=one["events"],

@@ -14,7 +14,7 @@ from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.home import Home, write_json
 
 SEQUENCE_LENGTH = 100
-"""N, the behaviours kept per scene in a sequence row (DESIGN: last N, N = 100)."""
+"""Default of N, the behaviours kept per scene in a sequence row."""
 
 
 class Document(BaseModel):
@@ -91,6 +91,8 @@ class DataManifest(Document):
     num_rejected: int
     first_event: AwareDatetime
     last_event: AwareDatetime
+    sequence_length: int = SEQUENCE_LENGTH
+    """N, behaviours kept per scene in a row of ``user_sequences``."""
     num_buckets: int
     """Files in the folder of events; a user's bucket is hash63(user_id) % num_buckets."""
     source_fingerprint: str

@@ -27,7 +27,7 @@ from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
-from feature_repo.manifest import SEQUENCE_LENGTH, DataManifest, load_manifest
+from feature_repo.manifest import DataManifest, load_manifest
 from feature_repo.point_in_time import latest_rows
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
 
@@ -320,14 +320,14 @@ class FeatureReader:
         values = {name: c for view in columns.values() for name, c in view.values.items()}
         sequences = {}
         for scene in self.manifest.scenes:
-            lists = [
-                values[f"{scene}_{part}"] for part in ("behavior_ids", "item_keys", "timestamps")
-            ]
+            lists = []
+            for part in ("behavior_ids", "item_keys", "timestamps"):
+                ragged = values[f"{scene}_{part}"]
+                assert isinstance(ragged, Ragged)
+                lists.append(ragged.right_aligned(self.manifest.sequence_length))
             total = values[f"{scene}_total"]
             assert isinstance(total, np.ndarray)
-            sequences[scene] = SceneSequence(
-                _aligned(lists[0]), _aligned(lists[1]), _aligned(lists[2]), total
-            )
+            sequences[scene] = SceneSequence(lists[0], lists[1], lists[2], total)
         present = np.zeros(len(ids), dtype=bool)
         for view in columns.values():
             present |= view.present
@@ -394,12 +394,6 @@ def _item_keys(ids: NDArray[np.object_]) -> NDArray[np.int64]:
     codes, distinct = pd.factorize(ids)
     keys = np.array([item_key(value) for value in distinct], dtype=np.int64)
     return keys[codes] if len(keys) else np.zeros(0, dtype=np.int64)
-
-
-def _aligned(column: Any) -> NDArray[np.int64]:
-    assert isinstance(column, Ragged)
-    dense: NDArray[np.int64] = column.right_aligned(SEQUENCE_LENGTH)
-    return dense
 
 
 def _valid(result: Any, times: NDArray[np.int64], ttl: timedelta | None) -> NDArray[np.bool_]:

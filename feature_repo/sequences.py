@@ -17,7 +17,7 @@ import ibis
 from feature_repo.feature_files import BucketedView, BuildSummary, view_settings
 from feature_repo.fields import FeatureField, arrow_schema
 from feature_repo.home import Home
-from feature_repo.manifest import SEQUENCE_LENGTH, DataManifest
+from feature_repo.manifest import DataManifest
 from feature_repo.progress import Progress
 
 VIEW = "user_sequences"
@@ -38,7 +38,6 @@ def build_sequences(
     progress: Progress,
     *,
     threads: int = 2,
-    sequence_length: int = SEQUENCE_LENGTH,
 ) -> BuildSummary:
     """Bring the files of the view up to date with the events: only what is new is built.
 
@@ -47,21 +46,17 @@ def build_sequences(
         manifest: What ingest wrote.
         progress: Receives events done of all events.
         threads: Threads of the query engine.
-        sequence_length: N, behaviours kept per scene, at least 1.
 
     Raises:
         MissingStepError: If there are no events.
         LongtrailError: If another process builds the same view.
-        ValueError: If ``sequence_length`` is not positive.
     """
-    if sequence_length < 1:
-        raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
 
     def rows(_connection: Any, _bucket: int, events: Any, after: datetime | None) -> Any:
         return sequence_rows(
             events,
             manifest.scenes,
-            length=sequence_length,
+            length=manifest.sequence_length,
             delay_us=manifest.availability_delay_us,
             after=after,
         )
@@ -69,7 +64,7 @@ def build_sequences(
     view = BucketedView(
         folder=home.view(VIEW),
         schema=arrow_schema("user_id", fields(manifest)),
-        settings=view_settings(manifest, version=VERSION, length=sequence_length),
+        settings=view_settings(manifest, version=VERSION, length=manifest.sequence_length),
         rows=rows,
         extendable=True,
     )

@@ -101,7 +101,9 @@ def test_a_mistake_gets_one_sentence_exit_code_1_and_leaves_nothing(
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
     assert sentence in errors[0]
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix not in (".lock", ".yaml")]
+    assert not [
+        p for p in tmp_path.rglob("*") if p.is_file() and p.suffix not in (".lock", ".yaml")
+    ]
 
 
 def test_an_unknown_profile_is_a_mistake(tmp_path: Path) -> None:

@@ -1,16 +1,29 @@
 """The commands train, evaluate and export."""
 
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import progress_bar
+from feature_repo.progress import Progress, progress_bar
 from training.recipes import RECIPES, Recipe
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: the commands
 # import the modules that need them when they run. training.recipes imports neither.
+
+
+def _bar(stack: ExitStack, what: str, unit: str) -> Progress:
+    """A progress bar that appears with its first news, so that two steps do not share a line."""
+    bars: list[Progress] = []
+
+    def update(advance: int, total: int, **figures: float) -> None:
+        if not bars:
+            bars.append(stack.enter_context(progress_bar(what, unit)))
+        bars[0](advance, total, **figures)
+
+    return update
 
 
 def _recipe(
@@ -92,18 +105,15 @@ def train(
 
     recipe = _recipe(recipe_name, epochs, seed, sequence_length, learning_rate)
     sources = Sources.open(settings.home, settings.profile)
-    with (
-        progress_bar("reading features", "impressions") as reading,
-        progress_bar(f"training {recipe.name}", "impressions") as learning,
-    ):
+    with ExitStack() as bars:
         result = run_training(
             sources,
             recipe,
             run=run,
             threads=threads,
             make_current=make_current,
-            reading=reading,
-            learning=learning,
+            reading=_bar(bars, "reading features", "impressions"),
+            learning=_bar(bars, f"training {recipe.name}", "impressions"),
         )
     if result.resumed:
         say(f"went on with the unfinished run {result.run}")
@@ -159,13 +169,14 @@ def evaluate(
 
     run = run or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)
-    with (
-        torch_threads(threads),
-        progress_bar("reading features", "impressions") as reading,
-        progress_bar("scoring", "impressions") as scoring,
-    ):
+    with torch_threads(threads), ExitStack() as bars:
         result = run_evaluation(
-            sources, run, split=split, impressions=impressions, reading=reading, scoring=scoring
+            sources,
+            run,
+            split=split,
+            impressions=impressions,
+            reading=_bar(bars, "reading features", "impressions"),
+            scoring=_bar(bars, "scoring", "impressions"),
         )
     for note in result.notes:
         say(f"Note: {note}")
@@ -195,12 +206,10 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
 
     run = run or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)
-    with (
-        torch_threads(threads),
-        progress_bar("users", "users") as users,
-        progress_bar("items", "items") as items,
-    ):
-        result = export_embeddings(sources, run, users=users, items=items)
+    with torch_threads(threads), ExitStack() as bars:
+        result = export_embeddings(
+            sources, run, users=_bar(bars, "users", "users"), items=_bar(bars, "items", "items")
+        )
     emit({**asdict(result), "seconds": round(result.seconds, 1)})
 
 

@@ -59,7 +59,7 @@ class BaheConfig:
     """Widths of the head's hidden layers."""
     dropout: float = 0.2
     """After each hidden layer of the head."""
-    input_dropout: float = 0.2
+    input_dropout: float = 0.1
     """On the head's input: deep outputs and item features tell items apart well enough to learn by
     heart which ones sold in the training period."""
 
@@ -83,7 +83,9 @@ class BaheConfig:
             )
         if self.input_scale <= 0:
             raise ValueError(f"input_scale must be above 0, got {self.input_scale}")
-        _share(deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout)
+        _share(
+            deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SECONDS_PER_DAY = 86_400.0
+MIN_STATISTICS_SHARE = 0.01
+"""Least weight of a new batch in running statistics."""
 MAX_STATISTICS_ROWS = 100_000
 """A mean over this many vectors is exact enough; a table may hold a hundred times more."""
 
@@ -123,6 +125,43 @@ class LowRankCross(nn.Module):
         for down, up in zip(self.down, self.up, strict=True):
             x = x0 * up(down(x)) + x  # (R, D) -> (R, rank) -> (R, D)
         return x
+
+
+class RunningNorm(nn.Module):
+    """Inputs with mean 0 and variance 1 over the training rows, then a learned scale and shift.
+
+    Unlike batch norm it normalises by the running statistics while it learns, too: batches hold
+    contexts of one history length, so a batch's own statistics would hide what is long and short,
+    and would not be those of a score.
+
+    Args:
+        width: D.
+    """
+
+    mean: Tensor
+    square: Tensor
+    num_batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("square", torch.ones(width))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
+        """Normalise; while learning, take the rows into the statistics first."""
+        if self.training:
+            with torch.no_grad():
+                self.num_batches += 1
+                # A plain mean of the first batches, then an exponential one.
+                share = max(1 / int(self.num_batches), MIN_STATISTICS_SHARE)
+                self.mean.lerp_(x.mean(0), share)
+                self.square.lerp_(x.square().mean(0), share)
+        variance = (self.square - self.mean.square()).clamp(min=1e-4)
+        # Clones: the backward pass needs the values of now, and the next batch writes over them.
+        return (x - self.mean.clone()) * torch.rsqrt(variance) * self.weight + self.bias
 
 
 class Perceptron(nn.Module):

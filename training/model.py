@@ -23,7 +23,7 @@ from training.candidates import FlatCandidates
 from training.config import BaheConfig
 from training.evidence import AgeDecay, ExactEvidence, TextEvidence
 from training.inputs import DenseInputs
-from training.layers import LowRankCross, Perceptron, TableSpace
+from training.layers import LowRankCross, Perceptron, RunningNorm, TableSpace
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.tower import Tower
@@ -58,7 +58,7 @@ class Bahe(ClickModel):
                 num_scenes, num_kernels=config.num_kernels, num_scales=config.num_age_scales
             )
             evidence_width += self.text.output_width
-        self.evidence_norm = nn.BatchNorm1d(evidence_width)
+        self.evidence_norm = RunningNorm(evidence_width)
         self.evidence_skip = nn.Linear(evidence_width, 1)
         nn.init.zeros_(self.evidence_skip.weight)
         # User scenes, item, their products, one similarity per scene.

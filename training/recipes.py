@@ -63,7 +63,7 @@ class Recipe:
     name: str
     model: ModelConfig
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    sequence_length: int = 100
+    sequence_length: int = 500
     """M, behaviours per scene that the model gets; fewer where the feature store keeps fewer."""
     baseline: bool = False
     """A model to compare with; training it does not make it the one that is served."""
@@ -74,11 +74,11 @@ class Recipe:
 
 
 def bahe_small() -> Recipe:
-    """For a first run: one deep layer over the last 20 behaviours; a minute on two cores."""
+    """For a first run: one deep layer over the last 20 behaviours, one pass over the data."""
     return Recipe(
         name="bahe_small",
         model=BaheConfig(num_deep_layers=1, deep_length=20),
-        training=TrainingConfig(epochs=2),
+        training=TrainingConfig(epochs=1, validations_per_epoch=2),
     )
 
 
@@ -119,7 +119,7 @@ def popularity() -> Recipe:
 
 
 def repeat_count() -> Recipe:
-    """How often the candidate is in the last 100 behaviours, then popularity."""
+    """How often the candidate is in the kept history, then popularity."""
     return Recipe(
         name="repeat_count",
         model=RepeatCountConfig(),

@@ -99,6 +99,7 @@ def make_manifest(
     delay: int = 1,
     label_delay: int = 0,
     num_buckets: int = 1,
+    length: int = 100,
 ) -> DataManifest:
     times = [e.time for e in events]
     return DataManifest(
@@ -124,6 +125,7 @@ def make_manifest(
         num_rejected=0,
         first_event=moment(min(times)),
         last_event=moment(max(times)),
+        sequence_length=length,
         num_buckets=num_buckets,
         source_fingerprint="",
     )

@@ -144,12 +144,10 @@ def test_expression_compiles_for_postgres() -> None:
 
 def test_files_have_the_declared_columns_and_rows(tmp_path: Any) -> None:
     events = shop()
-    manifest = make_manifest(events, SCENES, delay=HOUR, num_buckets=4)
+    manifest = make_manifest(events, SCENES, delay=HOUR, num_buckets=4, length=3)
     home = write_tables(tmp_path, events, manifest)
     done: list[tuple[int, int]] = []
-    summary = build_sequences(
-        home, manifest, lambda n, total, **_: done.append((n, total)), sequence_length=3
-    )
+    summary = build_sequences(home, manifest, lambda n, total, **_: done.append((n, total)))
     expected = oracle(events, 3, HOUR)
     assert view_rows(home, VIEW, "user_id") == expected
     assert (summary.num_rows, summary.num_new_rows) == (len(expected), len(expected))
@@ -187,12 +185,12 @@ def test_new_events_extend_and_equal_a_full_build(tmp_path: Any) -> None:
     watermark = START + 5 * HOUR
     old = [e for e in events if e.time <= watermark]
     home = write_tables(tmp_path, old, make_manifest(old, SCENES, num_buckets=2))
-    build_sequences(home, make_manifest(old, SCENES, num_buckets=2), silent, sequence_length=3)
+    build_sequences(home, make_manifest(old, SCENES, num_buckets=2, length=3), silent)
     before = stamps(home, VIEW)
 
-    manifest = make_manifest(events, SCENES, num_buckets=2)
+    manifest = make_manifest(events, SCENES, num_buckets=2, length=3)
     write_tables(tmp_path, events, manifest)
-    summary = build_sequences(home, manifest, silent, sequence_length=3)
+    summary = build_sequences(home, manifest, silent)
     expected = oracle(events, 3)
     assert view_rows(home, VIEW, "user_id") == expected
     assert summary.num_new_rows == len(expected) - len(oracle(old, 3))
@@ -229,17 +227,18 @@ def test_changed_past_replaces_the_files_of_its_bucket_only(tmp_path: Any) -> No
 
 def test_other_settings_rebuild_everything(tmp_path: Any) -> None:
     events = shop()
-    manifest = make_manifest(events, SCENES, num_buckets=4)
+    manifest = make_manifest(events, SCENES, num_buckets=4, length=2)
     home = write_tables(tmp_path, events, manifest)
-    build_sequences(home, manifest, silent, sequence_length=2)
-    assert build_sequences(home, manifest, silent, sequence_length=3).num_buckets_built == 4
+    build_sequences(home, manifest, silent)
+    longer = manifest.model_copy(update={"sequence_length": 3})
+    assert build_sequences(home, longer, silent).num_buckets_built == 4
     assert view_rows(home, VIEW, "user_id") == oracle(events, 3)
     # Fewer buckets: users move, the files of the others go.
     for path in home.events.iterdir():
         path.unlink()
-    fewer = make_manifest(events, SCENES, num_buckets=2)
+    fewer = make_manifest(events, SCENES, num_buckets=2, length=3)
     write_tables(tmp_path, events, fewer)
-    build_sequences(home, fewer, silent, sequence_length=3)
+    build_sequences(home, fewer, silent)
     assert view_rows(home, VIEW, "user_id") == oracle(events, 3)
 
 
@@ -312,7 +311,5 @@ def test_mistakes_have_their_sentence(tmp_path: Any) -> None:
     with pytest.raises(MissingStepError, match="run `longtrail ingest` first"):
         build_sequences(Home(tmp_path / "empty"), manifest, silent)
     home = write_tables(tmp_path, events, manifest)
-    with pytest.raises(ValueError, match="sequence_length must be at least 1, got 0"):
-        build_sequences(home, manifest, silent, sequence_length=0)
     with home.lock(VIEW), pytest.raises(LongtrailError, match="another process is writing"):
         build_sequences(home, manifest, silent)

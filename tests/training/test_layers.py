@@ -9,6 +9,7 @@ from training.layers import (
     AgeEmbedding,
     LowRankCross,
     PiecewiseLinear,
+    RunningNorm,
     TableSpace,
     masked_mean,
     quantile_edges,
@@ -56,6 +57,20 @@ def test_low_rank_cross_equals_the_papers_equation():
         torch.testing.assert_close(found, x)
     with pytest.raises(ValueError, match=r"rank must be in \[1, 5\]"):
         LowRankCross(5, rank=6, num_layers=1)
+
+
+def test_running_norm_learns_and_scores_with_the_same_statistics():
+    norm = RunningNorm(2)
+    batches = [torch.randn(50, 2) * 3 + 5, torch.randn(70, 2) + 1]
+    norm(batches[0])
+    found = norm(batches[1])
+    mean = (batches[0].mean(0) + batches[1].mean(0)) / 2
+    square = (batches[0].square().mean(0) + batches[1].square().mean(0)) / 2
+    expected = (batches[1] - mean) / (square - mean**2).sqrt()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(norm.eval()(batches[1]), expected)
+    norm.train()(torch.zeros(3, 2)).sum().backward()  # statistics are no obstacle to gradients
+    assert torch.isfinite(norm.weight.grad).all()
 
 
 def test_age_buckets_double():

@@ -1,0 +1,71 @@
+import click
+import pytest
+from click.testing import CliRunner
+
+from feature_repo.command import SentenceGroup, Settings
+from feature_repo.home import Home
+from training.cli import _recipe, commands
+from training.recipes import RECIPES
+
+
+@pytest.fixture
+def group():
+    return SentenceGroup("longtrail", commands={command.name: command for command in commands})
+
+
+def invoke(group, home, *arguments):
+    settings = Settings(home=Home(home), profile="embedded")
+    return CliRunner().invoke(group, list(arguments), obj=settings)
+
+
+@pytest.mark.parametrize("command", commands, ids=lambda c: c.name)
+def test_every_command_has_help_with_defaults_and_an_example(command, group, tmp_path):
+    result = invoke(group, tmp_path, command.name, "--help")
+    assert result.exit_code == 0
+    assert f"longtrail {command.name}" in result.output
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name != "help":
+            assert parameter.help, parameter.name
+    assert "default" in result.output
+
+
+def test_names():
+    assert [command.name for command in commands] == ["train", "evaluate", "export"]
+
+
+def test_overrides_change_only_what_is_given():
+    base = RECIPES["bahe_small"]()
+    assert _recipe("bahe_small", None, None, None, None) == base
+    changed = _recipe("bahe_small", 7, 3, 11, 0.5)
+    assert (changed.training.epochs, changed.training.seed) == (7, 3)
+    assert (changed.sequence_length, changed.training.learning_rate) == (11, 0.5)
+    assert changed.model == base.model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train"], "run `longtrail ingest` first"),
+        (["evaluate"], "run `longtrail train` first"),
+        (["export"], "run `longtrail train` first"),
+        (["evaluate", "some-run"], "run `longtrail ingest` first"),
+    ],
+)
+def test_a_step_too_early_gets_one_sentence(group, tmp_path, arguments, sentence):
+    result = invoke(group, tmp_path, *arguments)
+    assert result.exit_code == 1
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--recipe", "unknown"],
+        ["train", "--epochs", "0"],
+        ["train", "--learning-rate", "0"],
+        ["evaluate", "--split", "later"],
+    ],
+)
+def test_wrong_usage_is_code_2(group, tmp_path, arguments):
+    assert invoke(group, tmp_path, *arguments).exit_code == 2
