@@ -205,18 +205,25 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
 @click.option("--rounds", "num_rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
 @click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Take every so many-th text: shorter turns, for a machine that is seldom quiet.",
+)
+@click.option(
     "--limit-s",
     type=float,
     default=150.0,
     show_default=True,
     help="Seconds per precision after which turns are no longer taken again.",
 )
-def main(num_rounds: int, threads: int, limit_s: float) -> None:
+def main(num_rounds: int, threads: int, every: int, limit_s: float) -> None:
     """Measure and write the result file."""
     torch.set_num_threads(threads)
     folder = Path(os.environ.get("LONGTRAIL_DATA_DIR") or PROJECT_ROOT.parent / "shared" / "data")
     path = folder / "online_retail_ii.parquet"
-    texts = retail_texts(path) if path.exists() else generated_texts()
+    texts = (retail_texts(path) if path.exists() else generated_texts())[::every]
     figures = {
         precision: measure(precision, texts, num_rounds, limit_s)
         for precision in ("float32", "bfloat16")
@@ -224,9 +231,11 @@ def main(num_rounds: int, threads: int, limit_s: float) -> None:
     float32 = figures["float32"]
     result = write_result(
         "encode",
-        f"python -m benchmarks.bench_encode --rounds {num_rounds} --threads {threads}",
+        f"python -m benchmarks.bench_encode --rounds {num_rounds} --threads {threads} "
+        f"--every {every}",
         {
-            "texts": "distinct texts of Online Retail II" if path.exists() else "generated texts",
+            "texts": "distinct texts of Online Retail II" if path.exists() else "generated",
+            "every": every,
             "num_texts": len(texts),
             "model": DEFAULT_MODEL,
             "split_layer": DEFAULT_MODEL_SPLIT,

@@ -78,7 +78,7 @@ def bahe_small() -> Recipe:
     return Recipe(
         name="bahe_small",
         model=BaheConfig(num_deep_layers=1, deep_length=20),
-        training=TrainingConfig(epochs=1, validations_per_epoch=2),
+        training=TrainingConfig(epochs=1),
     )
 
 
