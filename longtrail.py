@@ -110,7 +110,7 @@ def _demo_model(settings: Settings, recipe: str, top: int) -> dict[str, Any]:
     from training.export import export_embeddings
     from training.recipes import RECIPES
     from training.sources import Sources
-    from training.train import train
+    from training.train import read_splits, train
 
     home, profile = settings.home, settings.profile
     manifest = load_manifest(home)
@@ -123,9 +123,12 @@ def _demo_model(settings: Settings, recipe: str, top: int) -> dict[str, Any]:
     baselines = [*BASELINES, *(["item_only"] if manifest.impressions == "sampled" else [])]
     metrics = {}
     run = ""
+    longest = max(RECIPES[name]().sequence_length for name in (*baselines, recipe))
+    with progress_bar("read features", "impressions") as progress:
+        data = read_splits(sources, longest, progress)
     for name in (*baselines, recipe):
-        with progress_bar(f"train {name}", "rows") as progress:
-            done = train(sources, RECIPES[name](), learning=progress)
+        with progress_bar(f"train {name}", "impressions") as progress:
+            done = train(sources, RECIPES[name](), data=data, learning=progress)
         metrics[name] = done.metrics["test"]
         run = done.run
     with progress_bar("export", "users") as progress:

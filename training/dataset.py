@@ -7,7 +7,7 @@ memory beyond the arrays kept (about 20 bytes x S x M per context) does not grow
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -89,6 +89,17 @@ class ClickData:
     def num_contexts(self) -> int:
         """N."""
         return len(self.offsets) - 1
+
+    def last(self, sequence_length: int) -> "ClickData":
+        """The same with at most the newest ``sequence_length`` behaviours per scene; no copy."""
+        kept = slice(-sequence_length, None)
+        users = replace(
+            self.users,
+            history_rows=self.users.history_rows[..., kept],
+            history_item_keys=self.users.history_item_keys[..., kept],
+            history_ages=self.users.history_ages[..., kept],
+        )
+        return replace(self, users=users)
 
     @cached_property
     def history_lengths(self) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -84,6 +84,7 @@ def train(
     run: str | None = None,
     threads: int | None = None,
     make_current: bool | None = None,
+    data: Mapping[str, ClickData] | None = None,
     reading: Progress = silent,
     learning: Progress = silent,
 ) -> TrainingResult:
@@ -97,6 +98,7 @@ def train(
         run: Name of the run; None = ``<recipe>-<YYYYMMDD-HHMMSS>``.
         threads: Of the arithmetic; None = one per core.
         make_current: Make it the run that is served; None = unless it is a baseline.
+        data: What :func:`read_splits` returned, for several recipes on one reading; None = read.
         reading: Told impressions read.
         learning: Told rows learned from, and the loss.
 
@@ -113,7 +115,8 @@ def train(
         raise ArtifactError(f"there is a run {name!r} already: give another --run")
     with torch_threads(threads), open_checkpoint(home, name, fingerprint) as checkpoint:
         resumed = checkpoint.load() is not None
-        data = _read_splits(sources, recipe, reading)
+        data = data or read_splits(sources, recipe.sequence_length, reading)
+        data = {split: rows.last(recipe.sequence_length) for split, rows in data.items()}
         rate = float(data["train"].clicked.mean())
         if not 0 < rate < 1:
             raise DataSetError(
@@ -162,7 +165,16 @@ def _fingerprint(sources: Sources, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read_splits(sources: Sources, recipe: Recipe, progress: Progress) -> dict[str, ClickData]:
+def read_splits(
+    sources: Sources, sequence_length: int, progress: Progress = silent
+) -> dict[str, ClickData]:
+    """The features of all impressions, by split.
+
+    Args:
+        sources: What to read from.
+        sequence_length: M, behaviours per scene.
+        progress: Told impressions read.
+    """
     splits = ("train", "valid", "test")
     tables = {split: load_impressions(sources.home, sources.manifest, split) for split in splits}
     all_rows = sum(len(table) for table in tables.values())
@@ -178,7 +190,7 @@ def _read_splits(sources: Sources, recipe: Recipe, progress: Progress) -> dict[s
             sources.reader,
             sources.table,
             scenes=sources.manifest.scenes,
-            sequence_length=recipe.sequence_length,
+            sequence_length=sequence_length,
             vocabularies=first.category_vocabularies if first else None,
             user_dense_names=first.user_dense_names if first else None,
             item_dense_names=first.item_dense_names if first else None,

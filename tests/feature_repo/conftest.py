@@ -1,4 +1,4 @@
-"""A small data set of CSV files with column names of its own, three scenes and logged impressions."""
+"""A small data set of CSV files with column names of its own, three scenes, logged impressions."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ replay = true
 
 [events]
 sql = '''
-SELECT customer AS user_id, moment AS event_timestamp, kind AS scene, words AS text, product AS item_id
+SELECT customer AS user_id, moment AS event_timestamp, kind AS scene, words AS text,
+    product AS item_id
 FROM '{dir}/log.csv'
 '''
 

@@ -1,6 +1,5 @@
 """The heart: training and serving read the same, and neither reads the future."""
 
-from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,12 +66,12 @@ def build(home: Home, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("kitchen")
     write_files(folder)
     built = Home(folder / "home")
     build(built, folder)
-    yield built
+    return built
 
 
 @pytest.fixture(scope="module")
