@@ -162,7 +162,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}{key}")]
     if isinstance(value, list):
         if any(isinstance(inner, dict | list) for inner in value):
-            return [row for i, inner in enumerate(value) for row in _flat(inner, f"{name}[{i}]")]
+            return [(name, f"{len(value)} raw records in the JSON file")]
         return [(name, ", ".join(_shown(inner) for inner in value))]
     return [(name, _shown(value))]
 
