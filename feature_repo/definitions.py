@@ -7,8 +7,9 @@ names, types and units come from the modules that write the files, so there is o
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project, ValueType
 from feast.data_format import ParquetFormat
+from feast.feature_store import RepoContents
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.types import Array, Float32, Float64, Int64, String
 
@@ -80,11 +81,19 @@ class Definitions:
         """The view of that name."""
         return next(view for view in self.views if view.name == name)
 
-    @property
-    def objects(self) -> list[Entity | FeatureView | FeatureService | FileSource]:
-        """All of them, sources included, in the order in which they refer to each other."""
-        sources = [view.batch_source for view in self.views]
-        return [*self.entities, *sources, *self.views, *self.services]
+    def contents(self, project: str) -> RepoContents:
+        """What Feast finds when it imports ``repo.py``."""
+        return RepoContents(
+            projects=[Project(name=project)],
+            data_sources=[view.batch_source for view in self.views],
+            entities=list(self.entities),
+            feature_views=list(self.views),
+            feature_services=list(self.services),
+            on_demand_feature_views=[],
+            stream_feature_views=[],
+            label_views=[],
+            permissions=[],
+        )
 
 
 def _same_stamps(data_source_proto: DataSourceProto) -> None:

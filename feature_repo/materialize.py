@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from feast import FeatureStore, FeatureView
+from feast.repo_operations import apply_total_with_repo_instance
 from feast.utils import _convert_arrow_to_proto
 from pydantic import AwareDatetime
 
@@ -61,24 +62,23 @@ class MaterializedView:
 
 
 def apply(home: Home, profile: str) -> ApplySummary:
-    """Register the home's definitions; what is defined no more is removed."""
+    """Register the home's definitions as `feast apply` does; what is defined no more is removed."""
     definitions = define(home)
     store = open_store(home, profile)
     with home.lock("registry"), feast_on_stderr():
-        old_views = {view.name: view for view in store.list_feature_views()}
-        old_services = {service.name: service for service in store.list_feature_services()}
-        views = {view.name for view in definitions.views}
-        services = {service.name for service in definitions.services}
-        removed = [
-            *(old_services[name] for name in sorted(old_services.keys() - services)),
-            *(old_views[name] for name in sorted(old_views.keys() - views)),
-        ]
-        store.apply(definitions.objects, objects_to_delete=removed, partial=not removed)
+        before = {
+            thing.name for thing in (*store.list_feature_views(), *store.list_feature_services())
+        }
+        apply_total_with_repo_instance(
+            store, store.project, store.registry, definitions.contents(store.project), True
+        )
+    views = tuple(view.name for view in definitions.views)
+    services = tuple(service.name for service in definitions.services)
     return ApplySummary(
         tuple(entity.name for entity in definitions.entities),
-        tuple(view.name for view in definitions.views),
-        tuple(service.name for service in definitions.services),
-        tuple(thing.name for thing in removed),
+        views,
+        services,
+        tuple(sorted(before - {*views, *services})),
     )
 
 
