@@ -4,6 +4,7 @@ Nothing else in the project asks Feast for features. What a store does different
 row order and count, time zones, expired rows, unknown keys, nulls.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -256,7 +257,9 @@ class FeatureReader:
             features=[f"{view.name}:{name}" for name in view.kinds],
             full_feature_names=True,
         )
-        table = job.to_arrow().sort_by("request_row")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # ibis about DuckDB's new names
+            table = job.to_arrow().sort_by("request_row")
         _release_ibis()
         if table["request_row"].to_numpy().tolist() != list(range(len(keys))):
             raise StoreError(
