@@ -14,7 +14,6 @@ from feature_repo import cli as feature_commands
 from feature_repo.command import SentenceGroup, Settings, emit, pass_settings, say
 from feature_repo.dataset import DATASETS, load_dataset
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home
-from feature_repo.ingest import ingest
 from feature_repo.progress import progress_bar
 from feature_repo.shop import ShopConfig, best_auc, generate_shop
 from serving import cli as serving_commands
@@ -75,6 +74,8 @@ def demo(settings: Settings, dataset: Path | None, recipe: str, top: int) -> Non
 
     Example: longtrail demo --dataset feature_repo/datasets/online_retail.toml
     """
+    from feature_repo.ingest import ingest
+
     began = time.perf_counter()
     home = settings.home
     if dataset is None:

@@ -4,19 +4,20 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.dataset import load_dataset
-from feature_repo.ingest import IngestSummary
-from feature_repo.ingest import ingest as run_ingest
 from feature_repo.manifest import load_manifest
 from feature_repo.progress import Progress, progress_bar
 from feature_repo.shop import ShopConfig, generate_shop
 
-# Feast takes two seconds to import: only the commands that need it load it, inside.
+# Feast and ibis take seconds to import: only the commands that need them load them, inside.
+
+if TYPE_CHECKING:
+    from feature_repo.ingest import IngestSummary
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -56,6 +57,8 @@ def ingest(settings: Settings, toml: Path, data_dir: Path | None, dry_run: bool)
 
     Example: longtrail ingest feature_repo/datasets/online_retail.toml --dry-run
     """
+    from feature_repo.ingest import ingest as run_ingest
+
     began = time.perf_counter()
     dataset = load_dataset(toml, data_dir=data_dir)
     with progress_bar("ingest", "steps") as progress:
@@ -65,7 +68,7 @@ def ingest(settings: Settings, toml: Path, data_dir: Path | None, dry_run: bool)
     emit(ingest_result(summary, dry_run=dry_run, seconds=time.perf_counter() - began))
 
 
-def ingest_result(summary: IngestSummary, *, dry_run: bool, seconds: float) -> dict[str, Any]:
+def ingest_result(summary: "IngestSummary", *, dry_run: bool, seconds: float) -> dict[str, Any]:
     """The JSON line of an ingest."""
     manifest = summary.manifest.model_dump(mode="json")
     shown = [name for name in manifest if name not in ("source_fingerprint", "num_buckets")]

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from feature_repo.errors import DataSetError, LongtrailError
 from feature_repo.home import complete_folder
@@ -193,6 +192,9 @@ def _planted_auc(clicked: NDArray[Any], probability: NDArray[Any]) -> float | No
     """AUC of the probabilities; None where all labels are equal."""
     if len(np.unique(clicked)) != 2:
         return None
+    # scikit-learn takes most of a second to import, and every command's help imports this module.
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(clicked, probability))
 
 

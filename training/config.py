@@ -1,8 +1,12 @@
-"""How the click models are built: frozen dataclasses, checked when made."""
+"""How the click models are built: frozen dataclasses, checked when made.
+
+The command line reads this module for its help: it imports nothing that takes long.
+"""
 
 from dataclasses import dataclass
 
-from training.evidence import AGE_SCALES_DAYS
+AGE_SCALES_DAYS = (3.0, 10.0, 30.0, 90.0, 270.0, 1000.0)
+"""Where the learned decay times start: a few days to years, three per factor of ten or so."""
 
 
 def _at_least(low: int, **values: int) -> None:

@@ -10,10 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from training.config import AGE_SCALES_DAYS
 from training.layers import SECONDS_PER_DAY
-
-AGE_SCALES_DAYS = (3.0, 10.0, 30.0, 90.0, 270.0, 1000.0)
-"""Where the learned decay times start: a few days to years, three per factor of ten or so."""
 
 
 class AgeDecay(nn.Module):
