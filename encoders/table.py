@@ -143,11 +143,20 @@ class EmbeddingTable:
 
 
 def stored_ids(folder: Path) -> NDArray[np.int64]:
-    """Read the ids of all part files of one encoder: int64 [number of vectors]."""
+    """Read the ids of all part files of one encoder: int64 [number of rows]."""
+    return _stored(folder, "behavior_id")
+
+
+def stored_times(folder: Path) -> NDArray[np.int64]:
+    """Read from when on each row of all part files can be read: epoch microseconds [rows]."""
+    return _stored(folder, "event_timestamp")
+
+
+def _stored(folder: Path, column: str) -> NDArray[np.int64]:
     return np.concatenate(
         [np.empty(0, dtype=np.int64)]
         + [
-            pq.read_table(path, columns=["behavior_id"])["behavior_id"].to_numpy()
+            pq.read_table(path, columns=[column])[column].cast(pa.int64()).to_numpy()
             for path in sorted(folder.glob(PART_FILES))
         ]
     )

@@ -28,15 +28,22 @@ def profile_file(home: Home, profile: str) -> Path:
     Raises:
         StoreError: If there is no such profile.
     """
-    if profile not in PROFILES:
-        raise StoreError(f"there is no profile {profile!r}; expected {', '.join(PROFILES)}")
-    template = (REPO_FOLDER / PROFILES[profile]).read_text(encoding="utf-8")
-    text = template.replace(_HOME_IN_YAML, f"{home.root}/")
+    text = profile_text(home, profile)
     path = home.root / PROFILES[profile]
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with complete_file(path) as part:
             part.write_text(text, encoding="utf-8")
     return path
+
+
+def profile_text(home: Home, profile: str) -> str:
+    """The profile's yaml with absolute paths; see :func:`profile_file`."""
+    if profile not in PROFILES:
+        raise StoreError(f"there is no profile {profile!r}; expected {', '.join(PROFILES)}")
+    template = (REPO_FOLDER / PROFILES[profile]).read_text(encoding="utf-8")
+    # The default home is spelled as Feast spells it in this folder, or it would see other tables.
+    root = REPO_FOLDER / _HOME_IN_YAML if home == Home(DEFAULT_HOME) else home.root
+    return template.replace(_HOME_IN_YAML, f"{root}/")
 
 
 def open_store(home: Home, profile: str) -> FeatureStore:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,28 @@ def test_only_new_texts_are_encoded(
     assert all(after[path] == stat for path, stat in before.items() if "part-" in path)
     ids = np.array([behavior_id(text) for text in then])
     assert (EmbeddingTable.open(home).rows(ids) > 0).all()
+
+
+def test_a_text_that_turns_out_older_gets_an_earlier_row_too(
+    make_home: MakeHome, config: EncoderConfig, texts: list[str]
+) -> None:
+    home = make_home(texts[:5])
+    encode_behaviors(home, config)
+    behaviors = pq.read_table(home.behaviors)
+    older = behaviors["first_seen"][2].as_py() - timedelta(days=400)
+    times = [older if n == 2 else t for n, t in enumerate(behaviors["first_seen"].to_pylist())]
+    place = behaviors.schema.get_field_index("first_seen")
+    field = behaviors.schema.field(place)
+    changed = behaviors.set_column(place, field, pa.array(times, field.type))
+    pq.write_table(changed, home.behaviors)
+    assert encode_behaviors(home, config).num_new == 1
+    assert encode_behaviors(home, config).num_new == 0
+    rows = pa.concat_tables(pq.read_table(path) for path in parts(home)).to_pylist()
+    mine = [row for row in rows if row["behavior_id"] == behaviors["behavior_id"][2].as_py()]
+    assert sorted(row["event_timestamp"] for row in mine)[0] == older
+    assert len(mine) == 2
+    np.testing.assert_allclose(mine[0]["embedding"], mine[1]["embedding"], rtol=0, atol=2e-6)
+    assert len(EmbeddingTable.open(home).ids) == 5
 
 
 def test_texts_at_the_limit_are_counted(make_home: MakeHome, config: EncoderConfig) -> None:

@@ -13,7 +13,7 @@ from feature_repo.definitions import SHOP_MANIFEST, define
 from feature_repo.errors import StoreError
 from feature_repo.home import HOME_VARIABLE, PROJECT_ROOT, Home
 from feature_repo.manifest import load_manifest
-from feature_repo.profiles import REPO_FOLDER, active_home, profile_file
+from feature_repo.profiles import REPO_FOLDER, active_home, profile_file, profile_text
 from tests.feature_repo.conftest import write_files
 from tests.feature_repo.test_reader import build
 
@@ -135,6 +135,13 @@ def test_a_home_elsewhere_is_not_mixed_with_the_default_stores(
         active_home()
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(profile_file(Home(tmp_path), "embedded")))
     assert active_home() == Home(tmp_path)
+
+
+def test_the_default_home_is_spelled_as_feast_spells_it(tmp_path: Path) -> None:
+    """Feast joins the repo folder and the path in the yaml; another spelling is another table."""
+    here = profile_text(Home(PROJECT_ROOT / "var"), "embedded")
+    assert f"path: {REPO_FOLDER}/../var/online_store.db" in here
+    assert f"path: {tmp_path}/online_store.db" in profile_text(Home(tmp_path), "embedded")
 
 
 def test_an_unknown_profile_is_named(tmp_path: Path) -> None:
