@@ -14,7 +14,12 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
+from feature_repo.home import Home
 from feature_repo.manifest import Document
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "weights.safetensors"
+PROGRAM_FILE = "score.pt2"
 
 PROGRAM_INPUTS = (
     "table",
@@ -77,3 +82,23 @@ class ArtifactManifest(Document):
     train_end: AwareDatetime
     metrics: dict[str, dict[str, Any]]
     """Split -> metric -> value."""
+
+
+class CurrentRun(Document):
+    """``runs/current.json``: the run that is served where none is named."""
+
+    run: str
+
+
+def current_run(home: Home) -> str:
+    """Name of the run that training made current.
+
+    Raises:
+        MissingStepError: If nothing has been trained in ``home``.
+    """
+    return CurrentRun.load(home.current_run, made_by="longtrail train").run
+
+
+def set_current_run(home: Home, run: str) -> None:
+    """Name the run that is served."""
+    CurrentRun(run=run).save(home.current_run)

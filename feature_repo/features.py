@@ -7,6 +7,8 @@ Sequences are right-aligned: the newest behaviour is always at index N-1, so "th
 """
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,3 +87,31 @@ class ItemFeatures:
     dense: NDArray[np.float32]
     dense_names: tuple[str, ...]
     categorical: dict[str, NDArray[np.object_]]
+
+
+class OnlineReader(Protocol):
+    """What serving asks of the one reader: as many rows as asked, in that order."""
+
+    def online_users(
+        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> UserFeatures:
+        """Users as they are known at ``at``."""
+
+    def online_items(
+        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> ItemFeatures:
+        """Items as they are known at ``at``."""
+
+
+class Reader(OnlineReader, Protocol):
+    """What training asks of the one reader, offline as well."""
+
+    def historical_users(
+        self, user_ids: NDArray[np.object_], request_times: NDArray[np.int64]
+    ) -> UserFeatures:
+        """Users as known at their request times, epoch microseconds."""
+
+    def historical_items(
+        self, item_ids: NDArray[np.object_], request_times: NDArray[np.int64]
+    ) -> ItemFeatures:
+        """Items as known at their request times, epoch microseconds."""

@@ -112,6 +112,11 @@ class Home:
         """Folder with one artifact folder per training run."""
         return self.root / "runs"
 
+    @property
+    def current_run(self) -> Path:
+        """Names the run that is served (:class:`feature_repo.artifact.CurrentRun`)."""
+        return self.root / "runs" / "current.json"
+
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:
         """Hold the only right to write ``what``.

@@ -20,16 +20,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from encoders.table import EmbeddingTable
-from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
+from feature_repo.artifact import (
+    MANIFEST_FILE,
+    PROGRAM_FILE,
+    PROGRAM_INPUTS,
+    ArtifactManifest,
+)
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
-from feature_repo.manifest import Document
 
 FORMAT = 1
 """The artifact format that this version reads (``ArtifactManifest.format``)."""
-
-MANIFEST_FILE = "manifest.json"
-PROGRAM_FILE = "score.pt2"
 
 # Members of an archive of torch.export (PyTorch 2.8 to 2.13) that are read as JSON, text or raw
 # tensor bytes, below the archive's root folder. torch.export.load unpickles every other kind.
@@ -44,12 +45,6 @@ _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 _PAYLOADS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 
 _log = logging.getLogger(__name__)
-
-
-class CurrentRun(Document):
-    """``runs/current.json``: the run that is served where none is named."""
-
-    run: str
 
 
 @dataclass(frozen=True)
@@ -82,15 +77,6 @@ class Artifact:
                 f"run {self.manifest.run} reads vectors of {self.manifest.encoder_width} numbers, "
                 f"but those of the embedding table have {table.width}: run `longtrail train` again"
             )
-
-
-def current_run(home: Home) -> str:
-    """Name of the run that training made current.
-
-    Raises:
-        MissingStepError: If nothing has been trained in ``home``.
-    """
-    return CurrentRun.load(home.runs / "current.json", made_by="longtrail train").run
 
 
 def load_artifact(home: Home, run: str) -> Artifact:

@@ -8,13 +8,13 @@ import logging
 import threading
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.inputs import ItemInputs
-from feature_repo.features import ItemFeatures, UserFeatures
+from feature_repo.features import ItemFeatures, OnlineReader
 from serving.scoring import Scorer
 
 POPULAR_SHARE = 0.1
@@ -31,20 +31,6 @@ _NUM_PAIRS = 10_000  # ten of them beyond ALIKE_SHARE
 _SAME_TEXT = 0.999  # cosine at which texts are alike whatever the random pairs say
 
 _log = logging.getLogger(__name__)
-
-
-class OnlineReader(Protocol):
-    """What serving asks of the one reader: the same rows out, in order."""
-
-    def online_users(
-        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> UserFeatures:
-        """Users as they are known at ``at``."""
-
-    def online_items(
-        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> ItemFeatures:
-        """Items as they are known at ``at``."""
 
 
 @dataclass(frozen=True)

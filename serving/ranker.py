@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from encoders.inputs import ItemInputs
 from encoders.table import EmbeddingTable
+from feature_repo.artifact import current_run
 from feature_repo.catalog import Catalog
 from feature_repo.errors import LongtrailError
-from feature_repo.features import UserFeatures
+from feature_repo.features import OnlineReader, UserFeatures
 from feature_repo.home import Home
 from feature_repo.manifest import load_manifest
 from feature_repo.reader import FeatureReader
 from serving.answers import RankedItem, Ranking, UserView
-from serving.artifact import Artifact, current_run, load_artifact
+from serving.artifact import Artifact, load_artifact
 from serving.history import History
-from serving.items import Catalogue, ItemCache, ItemSnapshot, OnlineReader
+from serving.items import Catalogue, ItemCache, ItemSnapshot
 from serving.reasons import reasons
 from serving.scoring import Scorer
 

@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from feature_repo.artifact import ArtifactManifest
-from feature_repo.errors import ArtifactError, MissingStepError
-from feature_repo.home import PROJECT_ROOT, Home, write_json
+from feature_repo.artifact import MANIFEST_FILE, WEIGHTS_FILE, ArtifactManifest
+from feature_repo.errors import ArtifactError
+from feature_repo.home import PROJECT_ROOT, Home
 from training.build import build_model, needs_deep_half
 from training.config import (
     BaheConfig,
@@ -32,12 +32,6 @@ from training.recipes import Recipe
 from training.schema import InputSchema
 from training.sources import Sources
 
-MANIFEST, WEIGHTS, PROGRAM, CURRENT = (
-    "manifest.json",
-    "weights.safetensors",
-    "score.pt2",
-    "current.json",
-)
 _CONFIGS: dict[str, type[ModelConfig]] = {
     kind.__name__: kind
     for kind in (
@@ -88,13 +82,13 @@ def load_manifest(home: Home, run: str) -> ArtifactManifest:
         ArtifactError: If there is no such run, or it has no manifest.
     """
     folder = home.runs / run
-    if not (folder / MANIFEST).is_file():
-        runs = sorted(p.parent.name for p in home.runs.glob(f"*/{MANIFEST}"))
+    if not (folder / MANIFEST_FILE).is_file():
+        runs = sorted(p.parent.name for p in home.runs.glob(f"*/{MANIFEST_FILE}"))
         raise ArtifactError(
             f"there is no finished run {run!r} in {home.runs}; there are: "
             f"{', '.join(runs) or 'none, run `longtrail train` first'}"
         )
-    return ArtifactManifest.load(folder / MANIFEST, made_by="longtrail train")
+    return ArtifactManifest.load(folder / MANIFEST_FILE, made_by="longtrail train")
 
 
 def load_model(sources: Sources, manifest: ArtifactManifest) -> nn.Module:
@@ -109,7 +103,7 @@ def load_model(sources: Sources, manifest: ArtifactManifest) -> nn.Module:
         assert isinstance(config, BaheConfig)
         deep = sources.deep_half(config.num_deep_layers)
     model = build_model(config, InputSchema.of(manifest), deep)
-    path = sources.home.runs / manifest.run / WEIGHTS
+    path = sources.home.runs / manifest.run / WEIGHTS_FILE
     try:
         model.load_state_dict(load_file(path))
     except (FileNotFoundError, RuntimeError) as error:
@@ -123,23 +117,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write all weights and buffers."""
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, path)
-
-
-def current_run(home: Home) -> str:
-    """The run that is served.
-
-    Raises:
-        MissingStepError: If no model has been trained.
-    """
-    path = home.runs / CURRENT
-    if not path.is_file():
-        raise MissingStepError(f"{path} does not exist yet: run `longtrail train` first")
-    return str(TypeAdapter(dict[str, str]).validate_json(path.read_bytes())["run"])
-
-
-def set_current_run(home: Home, run: str) -> None:
-    """Name the run that is served."""
-    write_json(home.runs / CURRENT, {"run": run})
 
 
 def git_revision() -> str | None:

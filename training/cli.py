@@ -162,7 +162,7 @@ def evaluate(
     Example:
       longtrail evaluate bahe_small-20260101-120000 --impressions labels.csv
     """
-    from training.artifact import current_run
+    from feature_repo.artifact import current_run
     from training.evaluate import evaluate as run_evaluation
     from training.sources import Sources
     from training.train import torch_threads
@@ -199,7 +199,7 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
     Example:
       longtrail export bahe_small-20260101-120000
     """
-    from training.artifact import current_run
+    from feature_repo.artifact import current_run
     from training.export import export_embeddings
     from training.sources import Sources
     from training.train import torch_threads

@@ -8,16 +8,15 @@ memory beyond the arrays kept (about 20 bytes x S x M per context) does not grow
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
-from feature_repo.features import ItemFeatures, UserFeatures
+from feature_repo.features import Reader
 from feature_repo.progress import Progress, silent
 from training.impressions import Impressions
 from training.schema import select_columns
@@ -30,30 +29,6 @@ MAX_CATEGORY_VALUES = 1000
 """Values of a column that get an index, the most frequent ones of the training rows."""
 MIN_CATEGORY_COUNT = 10
 """Training rows that a value needs to get an index."""
-
-
-class Reader(Protocol):
-    """What of :class:`feature_repo.reader.FeatureReader` this package uses."""
-
-    def historical_users(
-        self, user_ids: NDArray[np.object_], request_times: NDArray[np.int64]
-    ) -> UserFeatures:
-        """Users as known at their request times, epoch microseconds; one row per row asked."""
-
-    def historical_items(
-        self, item_ids: NDArray[np.object_], request_times: NDArray[np.int64]
-    ) -> ItemFeatures:
-        """Items as known at their request times, epoch microseconds; one row per row asked."""
-
-    def online_users(
-        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> UserFeatures:
-        """Users as known now."""
-
-    def online_items(
-        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> ItemFeatures:
-        """Items as known now."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from feature_repo.artifact import PROGRAM_FILE
 from feature_repo.progress import Progress, silent
-from training.artifact import PROGRAM, load_manifest
+from training.artifact import load_manifest
 from training.dataset import read_clicks
 from training.impressions import load_impressions, load_impressions_file
 from training.metrics import summarize
@@ -82,7 +83,7 @@ def evaluate(
         item_dense_names=schema.item_dense_names,
         progress=reading,
     )
-    program = load_program(sources.home.runs / run / PROGRAM)
+    program = load_program(sources.home.runs / run / PROGRAM_FILE)
     table = torch.from_numpy(sources.table.vectors)
     chances = probabilities(score(program, table, data, truncate=False, progress=scoring))
     users = data.user_codes

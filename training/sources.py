@@ -9,10 +9,10 @@ from torch import nn
 from encoders.split import load_deep_half
 from encoders.table import EmbeddingTable
 from feature_repo.errors import ArtifactError
+from feature_repo.features import Reader
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, load_encoder, load_manifest
 from feature_repo.reader import FeatureReader
-from training.dataset import Reader
 
 
 @dataclass(frozen=True)

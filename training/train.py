@@ -16,19 +16,21 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from feature_repo.artifact import ArtifactManifest
+from feature_repo.artifact import (
+    MANIFEST_FILE,
+    PROGRAM_FILE,
+    WEIGHTS_FILE,
+    ArtifactManifest,
+    set_current_run,
+)
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import ArtifactError, DataSetError
 from feature_repo.home import complete_folder
 from feature_repo.progress import Progress, silent
 from training.artifact import (
-    MANIFEST,
-    PROGRAM,
-    WEIGHTS,
     describe_recipe,
     git_revision,
     save_weights,
-    set_current_run,
     versions,
 )
 from training.baselines import ScoreBaseline
@@ -127,11 +129,11 @@ def train(
         model, history = _fit(sources, recipe, schema, data, rate, checkpoint, learning)
         folder = home.runs / name
         with complete_folder(folder) as part:
-            save_weights(model, part / WEIGHTS)
-            save_program(model, schema, part / PROGRAM)
-            metrics = _evaluate(part / PROGRAM, _table(sources), data)
+            save_weights(model, part / WEIGHTS_FILE)
+            save_program(model, schema, part / PROGRAM_FILE)
+            metrics = _evaluate(part / PROGRAM_FILE, _table(sources), data)
             manifest = _manifest(sources, recipe, schema, name, data["train"], metrics, history)
-            manifest.save(part / MANIFEST)
+            manifest.save(part / MANIFEST_FILE)
     if make_current or (make_current is None and not recipe.baseline):
         set_current_run(home, name)
     return TrainingResult(

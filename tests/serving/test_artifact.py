@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feature_repo.artifact import current_run
 from feature_repo.errors import ArtifactError, MissingStepError
-from serving.artifact import current_run, load_artifact
+from serving.artifact import load_artifact
 from tests.serving.conftest import (
     RUN,
     ToyModel,

@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from feature_repo.artifact import current_run
 from feature_repo.errors import ArtifactError, MissingStepError
-from training.artifact import current_run, load_manifest, load_model
+from training.artifact import load_manifest, load_model
 from training.evaluate import evaluate
 from training.export import export_embeddings
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from feature_repo.artifact import ArtifactManifest
+from feature_repo.artifact import ArtifactManifest, current_run
 from feature_repo.errors import ArtifactError, DataSetError
 from tests.training.world import LENGTH, SCENES, make_world, small_deep_half, small_recipe
-from training.artifact import current_run, load_manifest, load_model
+from training.artifact import load_manifest, load_model
 from training.checkpoint import find_unfinished
 from training.dataset import read_clicks
 from training.impressions import load_impressions
