@@ -35,7 +35,6 @@ from feature_repo.sequences import build_sequences
 from feature_repo.user_stats import build_user_stats
 
 SNAPSHOTS_PER_USER = 100
-EVENTS_PER_SNAPSHOT = 2.5
 TOML = """
 name = "benchmark"
 replay = true

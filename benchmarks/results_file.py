@@ -8,12 +8,13 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from feature_repo.revision import git_revision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = (
@@ -97,23 +98,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def git_revision() -> str | None:
-    """Name the checked-out commit, with ``+changes`` where tracked files differ from it."""
-    try:
-        revision = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    result = subprocess.run(
-        ["git", *arguments], cwd=RESULTS.parent, check=True, capture_output=True, text=True
-    )
-    return result.stdout.strip()
 
 
 def _processor() -> tuple[str, frozenset[str]]:

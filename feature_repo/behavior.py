@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 _SPACES = re.compile(r"\s+")
 _MASK = (1 << 63) - 1
 
-NO_BEHAVIOR = 0
-"""Id that stands where there is no behaviour: padding of sequences, an item without a text."""
-
 
 def normalize(text: str, *, lowercase: bool) -> str:
     """Unicode NFKC, runs of white space as one space, no white space at the ends."""

@@ -65,7 +65,7 @@ def apply(home: Home, profile: str) -> ApplySummary:
     """Register the home's definitions as `feast apply` does; what is defined no more is removed."""
     definitions = define(home)
     store = open_store(home, profile)
-    with home.lock("registry"), feast_on_stderr():
+    with home.lock("registry"), feast_in_log():
         before = {
             thing.name for thing in (*store.list_feature_views(), *store.list_feature_services())
         }
@@ -99,7 +99,7 @@ def materialize(
     end = load_manifest(home).now()
     store = open_store(home, profile)
     record = home.root / f"materialized-{profile}.json"
-    with home.lock(f"online-{profile}"), feast_on_stderr():
+    with home.lock(f"online-{profile}"), feast_in_log():
         copied: dict[str, dict[str, list[int]]] = {}
         if record.exists() and not full:
             copied = dict(MaterializedFiles.load(record, made_by="longtrail materialize").views)
@@ -189,8 +189,8 @@ def _first_event(file: Path) -> datetime:
 
 
 @contextlib.contextmanager
-def feast_on_stderr() -> Iterator[None]:
-    """Feast prints what it does to stdout, which belongs to our one JSON line."""
+def feast_in_log() -> Iterator[None]:
+    """Log what Feast prints to stdout, which belongs to our one JSON line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):

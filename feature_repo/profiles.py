@@ -18,7 +18,6 @@ REPO_FOLDER = Path(__file__).resolve().parent
 PROFILES = {"embedded": "feature_store.yaml"}
 """Profile -> its yaml file."""
 DEFAULT_PROFILE = "embedded"
-PROFILE_VARIABLE = "LONGTRAIL_PROFILE"
 _HOME_IN_YAML = "../var/"
 
 

@@ -1,7 +1,6 @@
 """From a user id to ranked items with reasons: read, score, sort, explain."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,11 +27,6 @@ from serving.reasons import reasons
 from serving.scoring import Scorer
 
 _log = logging.getLogger(__name__)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

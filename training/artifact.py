@@ -5,7 +5,6 @@ Their form is :mod:`feature_repo.artifact`.
 
 import importlib.metadata
 import platform
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from feature_repo.artifact import MANIFEST_FILE, WEIGHTS_FILE, ArtifactManifest
 from feature_repo.errors import ArtifactError
-from feature_repo.home import PROJECT_ROOT, Home
+from feature_repo.home import Home
 from training.build import build_model, needs_deep_half
 from training.config import (
     BaheConfig,
@@ -117,22 +116,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write all weights and buffers."""
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, path)
-
-
-def git_revision() -> str | None:
-    """The project's commit, with ``+`` where files differ from it; None outside a repository."""
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return revision + ("+" if changed else "")
 
 
 def versions() -> dict[str, str]:

@@ -27,9 +27,9 @@ from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import ArtifactError, DataSetError
 from feature_repo.home import complete_folder
 from feature_repo.progress import Progress, silent
+from feature_repo.revision import git_revision
 from training.artifact import (
     describe_recipe,
-    git_revision,
     save_weights,
     versions,
 )
