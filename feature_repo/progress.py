@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from tqdm import tqdm
@@ -45,3 +45,15 @@ def progress_bar(what: str, unit: str) -> Iterator[Progress]:
             bar.update(advance)
 
         yield update
+
+
+def late_bar(stack: ExitStack, what: str, unit: str) -> Progress:
+    """A progress bar that appears with its first news, so that two steps do not share a line."""
+    bars: list[Progress] = []
+
+    def update(advance: int, total: int, **figures: float) -> None:
+        if not bars:
+            bars.append(stack.enter_context(progress_bar(what, unit)))
+        bars[0](advance, total, **figures)
+
+    return update

@@ -4,7 +4,8 @@ from click.testing import CliRunner
 
 from feature_repo.command import SentenceGroup, Settings
 from feature_repo.home import Home
-from training.cli import _recipe, commands
+from training.cli import commands
+from training.cli_train import _recipe
 from training.recipes import RECIPES
 
 

@@ -1,0 +1,45 @@
+"""The command export."""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+
+import click
+
+from feature_repo.command import Settings, emit, pass_settings
+from feature_repo.progress import late_bar
+
+# torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
+# imports the modules that need them when it runs.
+
+
+@click.command(short_help="Write a model's user and item embeddings.")
+@click.argument("run", required=False)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
+)
+@pass_settings
+def export(settings: Settings, run: str | None, threads: int | None) -> None:
+    r"""Write the deep outputs of RUN (default: the one that is served) as feature views.
+
+    The views user_embeddings and item_embeddings then hold this version for every user and item;
+    `longtrail materialize` brings them online.
+
+    \b
+    Example:
+      longtrail export bahe_small-20260101-120000
+    """
+    from feature_repo.artifact import current_run
+    from training.export import export_embeddings
+    from training.sources import Sources
+    from training.train import torch_threads
+
+    run = run or current_run(settings.home)
+    sources = Sources.open(settings.home, settings.profile)
+    with torch_threads(threads), ExitStack() as bars:
+        result = export_embeddings(
+            sources,
+            run,
+            users=late_bar(bars, "users", "users"),
+            items=late_bar(bars, "items", "items"),
+        )
+    emit({**asdict(result), "seconds": round(result.seconds, 1)})
