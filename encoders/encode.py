@@ -1,7 +1,8 @@
 """Step ``encode``: every distinct behaviour text becomes a vector, once per encoder.
 
 The vectors of an encoder lie in ``behavior_embeddings/<fingerprint>/part-<n>.parquet``, an offline
-store as Feast reads it. Files are only ever added, so a kill loses at most the one being made.
+store as Feast reads it; ``encoder.json`` beside it says whose they are. Files are only ever
+added, so a kill loses at most the one being made.
 """
 
 import time
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.pretrained import quiet_transformers
-from encoders.table import PART_FILES, EmbeddingTable, stored_ids, stored_times
+from encoders.table import ENCODER_FILE, PART_FILES, EmbeddingTable, stored_ids, stored_times
 from encoders.text_encoder import TextEncoder, check_finite
 from feature_repo.errors import MissingStepError
 from feature_repo.home import Home, complete_file
@@ -85,6 +86,8 @@ def encode_behaviors(
                 encoding = time.perf_counter()
                 num_at_limit = _encode(encoder, missing, folder, config.part_texts, progress)
             texts_per_s = missing.num_rows / (time.perf_counter() - encoding)
+        if not (folder / ENCODER_FILE).exists():
+            manifest.save(folder / ENCODER_FILE)
         if not home.encoder.exists() or load_encoder(home) != manifest:
             manifest.save(home.encoder)
         if behaviors.num_rows:

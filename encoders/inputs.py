@@ -4,7 +4,8 @@ Shapes: see :data:`feature_repo.artifact.PROGRAM_INPUTS`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,16 @@ class UserInputs:
     history_totals: NDArray[np.float32]
     user_dense: NDArray[np.float32]
 
+    def last(self, sequence_length: int) -> "UserInputs":
+        """The same with at most the newest ``sequence_length`` behaviours per scene; no copy."""
+        kept = slice(-sequence_length, None)
+        return replace(
+            self,
+            history_rows=self.history_rows[..., kept],
+            history_item_keys=self.history_item_keys[..., kept],
+            history_ages=self.history_ages[..., kept],
+        )
+
 
 @dataclass(frozen=True)
 class ItemInputs:
@@ -32,22 +43,35 @@ class ItemInputs:
     candidate_item_keys: NDArray[np.int64]
     candidate_dense: NDArray[np.float32]
     candidate_categories: NDArray[np.int64]
+    neighbor_keys: NDArray[np.int64]
+    """[R, K]; not an input of the program, but of :mod:`encoders.evidence`."""
+    neighbor_weights: NDArray[np.float32]
+    """[R, K, 2]; likewise."""
+
+    def without_neighbors(self) -> "ItemInputs":
+        """The same with K = 0: they take more room than all else, and a program reads none."""
+        return replace(
+            self,
+            neighbor_keys=self.neighbor_keys[:, :0].copy(),
+            neighbor_weights=self.neighbor_weights[:, :0].copy(),
+        )
+
+    def take(self, rows: NDArray[np.integer[Any]] | slice) -> "ItemInputs":
+        """The rows at these positions."""
+        return ItemInputs(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def user_inputs(
-    users: UserFeatures, table: EmbeddingTable, *, scenes: Sequence[str], sequence_length: int
-) -> UserInputs:
-    """Look the behaviour ids up in the table and keep the last ``sequence_length`` of each scene.
+def user_inputs(users: UserFeatures, table: EmbeddingTable, *, scenes: Sequence[str]) -> UserInputs:
+    """Look the behaviour ids up in the table; all kept behaviours of each scene.
 
     A behaviour whose vector is not in the table is padding: its row is 0.
     """
-    last = slice(-sequence_length, None)
     sequences = [users.sequences[scene] for scene in scenes]
-    rows = np.stack([table.rows(s.behavior_ids[:, last]) for s in sequences], axis=1)
+    rows = np.stack([table.rows(s.behavior_ids) for s in sequences], axis=1)
     return UserInputs(
         history_rows=rows,
-        history_item_keys=np.stack([s.item_keys[:, last] for s in sequences], axis=1),
-        history_ages=np.stack([users.ages(scene)[:, last] for scene in scenes], axis=1),
+        history_item_keys=np.stack([s.item_keys for s in sequences], axis=1),
+        history_ages=np.stack([users.ages(scene) for scene in scenes], axis=1),
         history_totals=np.stack([s.total for s in sequences], axis=1).astype(np.float32),
         user_dense=users.dense,
     )
@@ -66,4 +90,6 @@ def item_inputs(
         candidate_item_keys=items.item_keys,
         candidate_dense=items.dense,
         candidate_categories=categories,
+        neighbor_keys=items.neighbor_keys,
+        neighbor_weights=items.neighbor_weights,
     )

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from encoders.config import DEFAULT_MODEL, DEFAULT_MODEL_SPLIT
+from encoders.layout import keep_layers, layer_stack
 from feature_repo.errors import EncoderError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -95,6 +96,17 @@ def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> PreTr
             f"is {missing[0]}: the files are incomplete or belong to another architecture"
         )
     return model.to(dtype).eval()
+
+
+def load_whole_model(name_or_folder: str) -> PreTrainedModel:
+    """Load all layers of a model for training, float32: no head above them, no cache.
+
+    Raises:
+        EncoderError: See :func:`load_model`; also if the model's layout is unknown.
+    """
+    model = load_model(name_or_folder)
+    keep_layers(model, 0, len(layer_stack(model)))
+    return model
 
 
 def load_tokenizer(name_or_folder: str) -> Any:

@@ -8,6 +8,8 @@ equal the whole model.
 Shapes: B = batch, T = tokens, M = sequence length of the deep half, D = width, L = layers.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,6 +25,11 @@ _PROBE_TOKENS = 8
 """Tokens of the trial run that a loaded half must pass."""
 _TOLERANCE = 1e-3
 """Largest difference accepted there, relative to the largest state; float32 gives about 1e-6."""
+
+CheckpointContexts = Callable[
+    [], tuple[AbstractContextManager[object], AbstractContextManager[object]]
+]
+"""See :meth:`DeepHalf.checkpoint_gradients`."""
 
 
 class ShallowHalf(nn.Module):
@@ -87,6 +94,7 @@ class DeepHalf(nn.Module):
             model.embeddings = _VectorsAsTheyAre()
         else:
             model.embed_tokens = None
+        model.main_input_name = "inputs_embeds"  # else checkpointing looks for token embeddings
         self.model = model
         self.width: int = model.config.hidden_size
 
@@ -106,6 +114,22 @@ class DeepHalf(nn.Module):
             inputs_embeds=inputs_embeds, attention_mask=attention_mask
         ).last_hidden_state
         return states
+
+    def checkpoint_gradients(self, contexts: CheckpointContexts) -> None:
+        """While learning, compute each layer again for its gradient instead of keeping its values.
+
+        Memory for one layer's inner values instead of for those of all; about a third more time.
+
+        Args:
+            contexts: Called for each layer; gives the context for its first computation and the one
+                for the second, which happens in the backward pass, after any context around the
+                forward pass has ended (autocast is restored by torch itself).
+        """
+        model = self.model
+        # The first is the name from transformers 5 on, where the second one warns.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        enable = enable or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "context_fn": contexts})
 
 
 class _VectorsAsTheyAre(nn.Module):

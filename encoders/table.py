@@ -6,6 +6,8 @@ It is made from the part files that encode writes, and lies beside them in ``tab
     vectors.npy  float32 [V, D]; row 0 is all zero ("no text"), row i + 1 belongs to ids[i]
     table.json   which part files it was made from
 
+Tables of several encoders lie side by side; ``encoder.json`` in a table's folder says whose it is.
+
 Shapes: V = rows of the table, D = width.
 """
 
@@ -23,11 +25,44 @@ from numpy.typing import NDArray
 
 from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home, complete_folder, write_json
-from feature_repo.manifest import load_encoder
+from feature_repo.manifest import EncoderManifest, load_encoder
 
 PART_FILES = "part-*.parquet"
+ENCODER_FILE = "encoder.json"
 _LOCK_TIMEOUT_S = 600.0
 """Building takes seconds per million vectors; whoever waits longer waits for a hanging process."""
+
+
+def table_encoder(home: Home, fingerprint: str | None = None) -> EncoderManifest:
+    """The encoder of a table in ``home``.
+
+    Args:
+        home: The home folder.
+        fingerprint: Of the encoder; None = the current one.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+        EncoderError: If there are no vectors of this encoder.
+    """
+    current = load_encoder(home)
+    if fingerprint in (None, current.fingerprint):
+        return current
+    path = home.embeddings / str(fingerprint) / ENCODER_FILE
+    if not path.exists():
+        raise EncoderError(
+            f"expected vectors of encoder {fingerprint}, but those in {home.root} are of "
+            f"encoder {current.fingerprint} ({current.model}, layer {current.split_layer}): run "
+            "`longtrail encode` with the former settings, or train again on the new vectors"
+        )
+    return EncoderManifest.load(path, made_by="longtrail encode")
+
+
+def table_encoders(home: Home) -> list[EncoderManifest]:
+    """The encoders whose tables ``home`` holds, by fingerprint."""
+    return [
+        EncoderManifest.load(path, made_by="longtrail encode")
+        for path in sorted(home.embeddings.glob(f"*/{ENCODER_FILE}"))
+    ]
 
 
 class EmbeddingTable:
@@ -56,34 +91,30 @@ class EmbeddingTable:
 
     @classmethod
     def open(cls, home: Home, *, fingerprint: str | None = None) -> Self:
-        """Open the table of the current encoder, making it anew where part files have come.
+        """Open the table of an encoder, making it anew where part files have come.
 
         Args:
             home: The home folder.
-            fingerprint: Of the encoder whose vectors the caller was trained on; None takes any.
+            fingerprint: Of the encoder whose vectors the caller was trained on; None = the current
+                one's.
 
         Raises:
             MissingStepError: If nothing has been encoded.
-            EncoderError: If the current encoder is another one, or a part file is another's.
+            EncoderError: If there are no vectors of this encoder, or a part file is another's.
         """
-        manifest = load_encoder(home)
-        current = manifest.fingerprint
-        if fingerprint is not None and fingerprint != current:
-            raise EncoderError(
-                f"expected vectors of encoder {fingerprint}, but those in {home.root} are of "
-                f"encoder {current} ({manifest.model}, layer {manifest.split_layer}): run "
-                "`longtrail encode` with the former settings, or train again on the new vectors"
-            )
-        folder = home.embeddings / current
+        manifest = table_encoder(home, fingerprint)
+        folder = home.embeddings / manifest.fingerprint
         if not any(folder.glob(PART_FILES)):
             raise MissingStepError(f"{folder} holds no vectors: run `longtrail encode` first")
-        table = cls._read(folder, current)
+        table = cls._read(folder, manifest.fingerprint)
         if table is None:
             with FileLock(folder / ".table.lock", timeout=_LOCK_TIMEOUT_S):
-                table = cls._read(folder, current)  # another process may have built it meanwhile
+                table = cls._read(
+                    folder, manifest.fingerprint
+                )  # another process may have built it meanwhile
                 if table is None:
-                    _build(folder, current, manifest.width)
-                    table = cls._read(folder, current)
+                    _build(folder, manifest.fingerprint, manifest.width)
+                    table = cls._read(folder, manifest.fingerprint)
         if table is None:
             raise EncoderError(
                 f"the vectors in {folder} changed while they were read: run this again"

@@ -12,7 +12,7 @@ from what the reader returns, in the same way for training and serving.
 
 from typing import Any, Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from feature_repo.home import Home
 from feature_repo.manifest import Document
@@ -33,6 +33,7 @@ PROGRAM_INPUTS = (
     "candidate_dense",
     "candidate_categories",
     "context",
+    "evidence",
 )
 """Shapes: B = contexts (one user at one time), S = scenes, M = behaviours per scene, C = candidates
 per context, D = vector width, V = table rows.
@@ -48,9 +49,26 @@ candidate_item_keys   int64   [B, C]     0 = padding
 candidate_dense       float32 [B, C, Fi] NaN = missing
 candidate_categories  int64   [B, C, K]  index into the vocabulary, 0 = unknown or missing
 context               float32 [B, C, Fx] NaN = missing
+evidence              float32 [B, C, E]  of ``encoders.evidence``; NaN = nothing to say
 
 Output: float32 [B, C], logits.
 """
+
+
+class Calibration(Document):
+    """A strictly increasing, piecewise linear map of logits; the exported program applies it."""
+
+    method: Literal["none", "platt", "isotonic"]
+    knots: tuple[float, ...]
+    """Ascending, at least one; logits of the model itself."""
+    values: tuple[float, ...]
+    """Calibrated logits at the knots, ascending."""
+    slope_below: float
+    """Below the first knot; above 0."""
+    slope_above: float
+    """Above the last knot; above 0."""
+    cross_validated_logloss: dict[str, float] = Field(default_factory=dict)
+    """Method -> mean logloss on validation users that the map was not fitted on."""
 
 
 class ArtifactManifest(Document):
@@ -64,10 +82,11 @@ class ArtifactManifest(Document):
     feature_service: str
     scenes: tuple[str, ...]
     sequence_length: int
-    """M."""
+    """M, of the program's inputs; evidence is taken from all that the store keeps."""
     user_dense_names: tuple[str, ...]
     item_dense_names: tuple[str, ...]
     context_names: tuple[str, ...]
+    evidence_names: tuple[str, ...]
     category_vocabularies: dict[str, tuple[str, ...]]
     """Column -> values; value i has index i + 1."""
     encoder_fingerprint: str
@@ -82,6 +101,8 @@ class ArtifactManifest(Document):
     train_end: AwareDatetime
     metrics: dict[str, dict[str, Any]]
     """Split -> metric -> value."""
+    calibration: Calibration | None = None
+    """What the program does to the weights' logits; fitted on the validation split."""
 
 
 class CurrentRun(Document):

@@ -88,7 +88,7 @@ def ingest_result(summary: "IngestSummary", *, dry_run: bool, seconds: float) ->
 @click.option("--threads", type=int, default=2, show_default=True, help="Of the query engine.")
 @pass_settings
 def sequences(settings: Settings, threads: int) -> None:
-    """Build point-in-time features: user sequences, user statistics, daily item snapshots.
+    """Build point-in-time features: user sequences and statistics, item snapshots and neighbours.
 
     Only what is new since the last run is built.
 
@@ -98,7 +98,8 @@ def sequences(settings: Settings, threads: int) -> None:
 
 
 def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
-    """Build the three views; the command's JSON line."""
+    """Build the four views; the command's JSON line."""
+    from feature_repo.item_neighbors import build_item_neighbors
     from feature_repo.item_stats import build_item_stats
     from feature_repo.sequences import build_sequences
     from feature_repo.user_stats import build_user_stats
@@ -108,6 +109,7 @@ def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
         "user_sequences": build_sequences,
         "user_stats": build_user_stats,
         "items": build_item_stats,
+        "item_neighbors": build_item_neighbors,
     }
     result = {}
     for name, build in builds.items():

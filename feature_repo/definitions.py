@@ -13,7 +13,7 @@ from feast.feature_store import RepoContents
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.types import Array, Float32, Float64, Int64, String
 
-from feature_repo import item_stats, sequences, user_stats
+from feature_repo import item_neighbors, item_stats, sequences, user_stats
 from feature_repo.fields import FeatureField, FieldType
 from feature_repo.home import Home
 from feature_repo.manifest import (
@@ -140,6 +140,11 @@ def define(home: Home) -> Definitions:
         _view(
             home, "items", item, item_stats.fields(manifest),
             "An item's title, columns and popularity; daily snapshots at midnight UTC.",
+        ),
+        _view(
+            home, "item_neighbors", item, item_neighbors.fields(manifest),
+            "Items that the same users and baskets hold; counted anew every "
+            f"{item_neighbors.REFRESH_DAYS} days.",
         ),
     ]  # fmt: skip
     ctr = [view for view in views if view.name != "behavior_embeddings"]

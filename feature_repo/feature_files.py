@@ -1,4 +1,7 @@
-"""Parquet files of the user views: built one event bucket at a time, resumed and extended.
+"""Parquet files of the views that ``longtrail sequences`` builds.
+
+User views (:class:`BucketedView`) are built one event bucket at a time, resumed and extended; item
+views (:class:`WholeView`) need all events at once and are replaced as a whole.
 
 Beside ``part-<bucket>.parquet`` lies ``state-<bucket>.json``: which events and settings it was made
 of. From that the next run tells whether the bucket is unchanged (nothing is done), only grew after
@@ -26,7 +29,7 @@ from pydantic import AwareDatetime
 
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.fields import CREATED_TIMESTAMP
-from feature_repo.home import Home, complete_file
+from feature_repo.home import Home, complete_file, complete_folder
 from feature_repo.manifest import DataManifest, Document
 from feature_repo.progress import Progress
 
@@ -197,6 +200,78 @@ class BucketedView:
             return False
         past = events.filter(events.event_timestamp <= ibis.literal(last))
         return events_identity(past, connection) == state.events
+
+
+class WholeState(Document):
+    """What the files of a view were made of; lies beside them as ``state.json``."""
+
+    fingerprint: str
+    """Hash of everything that the rows depend on."""
+    files: dict[str, int]
+    """File name -> rows."""
+
+
+WriteParts = Callable[[Any, Path, Callable[[int, int], None]], dict[str, int]]
+"""``(connection, folder, done) -> files``: write the parts, tell ``done(part, num_parts)`` after
+each, return file name -> rows."""
+
+
+@dataclass(frozen=True)
+class WholeView:
+    """A view whose files are replaced together.
+
+    Args:
+        folder: Where its files lie.
+        settings: JSON values besides the events on which the rows depend.
+        write: Makes the files.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    write: WriteParts
+
+    def build(self, home: Home, progress: Progress, *, threads: int) -> BuildSummary:
+        """Build the files where the events or the settings changed.
+
+        Raises:
+            MissingStepError: If there are no events.
+            LongtrailError: If another process builds the same view.
+        """
+        start = time.perf_counter()
+        name = self.folder.name
+        with home.lock(name), engine(home, name, threads=threads) as connection:
+            buckets = event_buckets(home)
+            total = sum(pq.read_metadata(path).num_rows for path in buckets.values())
+            identities = [
+                events_identity(connection.read_parquet(path), connection).model_dump(mode="json")
+                for path in buckets.values()
+            ]
+            fingerprint = settings_hash({**self.settings, "events": identities})
+            state = self._usable_state()
+            if state is not None and state.fingerprint == fingerprint:
+                progress(total, total)
+                return BuildSummary(sum(state.files.values()), 0, 0, time.perf_counter() - start)
+
+            def done(index: int, num_parts: int) -> None:
+                progress(total * (index + 1) // num_parts - total * index // num_parts, total)
+
+            with complete_folder(self.folder) as part:
+                files = self.write(connection, part, done)
+                WholeState(fingerprint=fingerprint, files=files).save(part / "state.json")
+        num_rows = sum(files.values())
+        return BuildSummary(num_rows, num_rows, len(buckets), time.perf_counter() - start)
+
+    def _usable_state(self) -> WholeState | None:
+        """The state of the files that are there; None where they are not all there."""
+        path = self.folder / "state.json"
+        if not path.exists():
+            return None
+        try:
+            state = WholeState.load(path, made_by="longtrail sequences")
+        except StoreError as error:  # of another version: built anew
+            logger.info("%s", error)
+            return None
+        return state if all((self.folder / name).exists() for name in state.files) else None
 
 
 def event_buckets(home: Home) -> dict[int, Path]:

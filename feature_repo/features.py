@@ -77,6 +77,8 @@ class ItemFeatures:
         dense: float32 [R, F]; NaN where missing or expired.
         dense_names: the F names.
         categorical: column name -> str objects [R], None where missing.
+        neighbor_keys: int64 [R, K]; keys of the items nearest to each, 0 where there is none.
+        neighbor_weights: float32 [R, K, 2]; over baskets and over users, 0 where there is none.
     """
 
     item_ids: NDArray[np.object_]
@@ -87,6 +89,8 @@ class ItemFeatures:
     dense: NDArray[np.float32]
     dense_names: tuple[str, ...]
     categorical: dict[str, NDArray[np.object_]]
+    neighbor_keys: NDArray[np.int64]
+    neighbor_weights: NDArray[np.float32]
 
 
 class OnlineReader(Protocol):
@@ -105,6 +109,10 @@ class OnlineReader(Protocol):
 
 class Reader(OnlineReader, Protocol):
     """What training asks of the one reader, offline as well."""
+
+    @property
+    def sequence_length(self) -> int:
+        """N, behaviours kept per scene."""
 
     def historical_users(
         self, user_ids: NDArray[np.object_], request_times: NDArray[np.int64]

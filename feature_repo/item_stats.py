@@ -7,38 +7,31 @@ item has its text from its first second. A day is closed by an event at or after
 snapshot lies after the last event. ``item_snapshots`` has the expressions.
 """
 
-import logging
 import math
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from feature_repo.click_rates import click_fields
-from feature_repo.errors import DataSetError, StoreError
+from feature_repo.errors import DataSetError
 from feature_repo.feature_files import (
     BuildSummary,
-    engine,
+    WholeView,
     event_buckets,
-    events_identity,
     file_fingerprint,
-    settings_hash,
     view_settings,
     write_rows,
 )
 from feature_repo.fields import FeatureField, arrow_schema
-from feature_repo.home import Home, complete_folder
+from feature_repo.home import Home
 from feature_repo.item_snapshots import (
     COUNT_WINDOWS_DAYS,
     daily_counts,
     daily_impressions,
     item_rows,
 )
-from feature_repo.manifest import DataManifest, Document
+from feature_repo.manifest import DataManifest
 from feature_repo.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 VIEW = "items"
 VERSION = 1
@@ -46,15 +39,6 @@ VERSION = 1
 DAILY_ROWS_PER_PART = 250_000
 """Daily counts per file: each becomes at most ten rows of changes, about 1 GB in the engine."""
 _DAILY = "daily_counts"
-
-
-class ItemState(Document):
-    """What the files were made of; lies beside them as ``state.json``."""
-
-    fingerprint: str
-    """Hash of everything that the rows depend on."""
-    files: dict[str, int]
-    """File name -> rows."""
 
 
 def fields(manifest: DataManifest) -> tuple[FeatureField, ...]:
@@ -109,24 +93,26 @@ def build_item_stats(
         DataSetError: If a column of the data set has the name of a feature.
         LongtrailError: If another process builds the same view.
     """
-    start = time.perf_counter()
-    folder = home.view(VIEW)
+    logged = manifest.impressions == "logged"
+    settings = view_settings(
+        manifest,
+        version=VERSION,
+        columns=[column.model_dump() for column in manifest.item_columns],
+        last_event=manifest.last_event.isoformat(),
+        items=file_fingerprint(home.items),
+    )
+    if logged:
+        settings["impressions"] = file_fingerprint(home.impressions)
+        settings["label_delay_us"] = manifest.label_delay_us
     schema = arrow_schema("item_id", fields(manifest))
-    with home.lock(VIEW), engine(home, VIEW, threads=threads) as connection:
-        buckets = event_buckets(home)
-        total = sum(pq.read_metadata(path).num_rows for path in buckets.values())
-        fingerprint = _fingerprint(home, manifest, connection, buckets)
-        state = _state(folder)
-        if state is not None and state.fingerprint == fingerprint:
-            progress(total, total)
-            num_rows = sum(state.files.values())
-            return BuildSummary(num_rows, 0, 0, time.perf_counter() - start)
+
+    def write(connection: Any, folder: Path, done: Callable[[int, int], None]) -> dict[str, int]:
         versions = connection.read_parquet(home.items)
         seen = None
-        if manifest.impressions == "logged":
+        if logged:
             impressions = connection.read_parquet(home.impressions)
             seen = daily_impressions(impressions, manifest.label_delay_us)
-        for index, path in enumerate(buckets.values()):
+        for index, path in enumerate(event_buckets(home).values()):
             counts = daily_counts(connection.read_parquet(path))
             if index == 0:
                 connection.create_table(_DAILY, counts)
@@ -136,60 +122,24 @@ def build_item_stats(
         num_daily = int(connection.to_pyarrow(daily.count()).as_py())
         num_parts = max(1, math.ceil(num_daily / DAILY_ROWS_PER_PART))
         files = {}
-        with complete_folder(folder) as part:
-            for index in range(num_parts):
-                rows = item_rows(
-                    _part(versions, index, num_parts),
-                    _part(daily, index, num_parts),
-                    None if seen is None else _part(seen, index, num_parts),
-                    manifest,
-                )
-                name = f"part-{index:05d}.parquet"
-                files[name] = write_rows(connection, rows, schema, part / name)
-                share = total * (index + 1) // num_parts - total * index // num_parts
-                progress(share, total)
-            ItemState(fingerprint=fingerprint, files=files).save(part / "state.json")
-    num_rows = sum(files.values())
-    return BuildSummary(num_rows, num_rows, len(buckets), time.perf_counter() - start)
+        for index in range(num_parts):
+            rows = item_rows(
+                _part(versions, index, num_parts),
+                _part(daily, index, num_parts),
+                None if seen is None else _part(seen, index, num_parts),
+                manifest,
+            )
+            name = f"part-{index:05d}.parquet"
+            files[name] = write_rows(connection, rows, schema, folder / name)
+            done(index, num_parts)
+        return files
+
+    return WholeView(home.view(VIEW), settings, write).build(home, progress, threads=threads)
 
 
 def _part(table: Any, index: int, num_parts: int) -> Any:
     """Return the rows of the items that belong to one of the files."""
     return table.filter((table.item_id.hash() % num_parts).abs() == index)
-
-
-def _fingerprint(
-    home: Home, manifest: DataManifest, connection: Any, buckets: dict[int, Path]
-) -> str:
-    """Hash of everything that the rows depend on."""
-    inputs = view_settings(
-        manifest,
-        version=VERSION,
-        columns=[column.model_dump() for column in manifest.item_columns],
-        last_event=manifest.last_event.isoformat(),
-        items=file_fingerprint(home.items),
-        events=[
-            events_identity(connection.read_parquet(path), connection).model_dump(mode="json")
-            for path in buckets.values()
-        ],
-    )
-    if manifest.impressions == "logged":
-        inputs["impressions"] = file_fingerprint(home.impressions)
-        inputs["label_delay_us"] = manifest.label_delay_us
-    return settings_hash(inputs)
-
-
-def _state(folder: Path) -> ItemState | None:
-    """Read the state of the files that are there; None where they are not all there."""
-    path = folder / "state.json"
-    if not path.exists():
-        return None
-    try:
-        state = ItemState.load(path, made_by="longtrail sequences")
-    except StoreError as error:  # of another version: built anew
-        logger.info("%s", error)
-        return None
-    return state if all((folder / name).exists() for name in state.files) else None
 
 
 def _scene_fields(scene: str) -> tuple[FeatureField, ...]:

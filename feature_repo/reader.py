@@ -28,6 +28,7 @@ from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
+from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
 from feature_repo.manifest import DataManifest, load_manifest
 from feature_repo.point_in_time import latest_rows
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
@@ -100,6 +101,11 @@ class FeatureReader:
             ttl=view.ttl or None,
             kinds={feature: _PROTO_FIELDS[types[feature]] for feature in features},
         )
+
+    @property
+    def sequence_length(self) -> int:
+        """N, behaviours kept per scene."""
+        return self.manifest.sequence_length
 
     # Names, in the order of the arrays.
     @cached_property
@@ -348,6 +354,10 @@ class FeatureReader:
     ) -> ItemFeatures:
         items = columns["items"]
         text_ids = items.values["text_id"]
+        near = [columns["item_neighbors"].values[name] for name in NEIGHBOR_FIELDS]
+        keys, *weights = (
+            ragged.right_aligned(NUM_NEIGHBORS) for ragged in near if isinstance(ragged, Ragged)
+        )
         assert isinstance(text_ids, np.ndarray)
         return ItemFeatures(
             item_ids=ids,
@@ -364,6 +374,8 @@ class FeatureReader:
                 if kind == "string_val"
                 and isinstance(column := columns[view.name].values[name], np.ndarray)
             },
+            neighbor_keys=keys,
+            neighbor_weights=np.stack(weights, axis=-1),
         )
 
 

@@ -6,7 +6,8 @@ from feature_repo.profiles import active_home
 _definitions = define(active_home())
 
 user, item, behavior = _definitions.entities
-behavior_embeddings, user_sequences, user_stats, items, *_exported = _definitions.views
+behavior_embeddings, user_sequences, user_stats, *_others = _definitions.views
+items, item_neighbors, *_exported = _others
 ctr_v1, *_retrieval = _definitions.services
 # Feast finds objects by looking at this module's names; these exist once a model was exported.
 if len(_exported) == 2:

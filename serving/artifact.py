@@ -213,6 +213,7 @@ def _check_signature(program: ExportedProgram, manifest: ArtifactManifest, folde
         "candidate_dense": (None, None, len(manifest.item_dense_names)),
         "candidate_categories": (None, None, num_categories),
         "context": (None, None, len(manifest.context_names)),
+        "evidence": (None, None, len(manifest.evidence_names)),
     }
     names = program.graph_signature.user_inputs
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

@@ -59,12 +59,7 @@ class ItemSnapshot:
             at=self.at,
             item_ids=self.item_ids[rows],
             text_ids=self.text_ids[rows],
-            inputs=ItemInputs(
-                **{
-                    field.name: getattr(self.inputs, field.name)[rows]
-                    for field in fields(ItemInputs)
-                }
-            ),
+            inputs=self.inputs.take(rows),
             recent_behaviors=self.recent_behaviors[rows],
             row={str(item_id): i for i, item_id in enumerate(self.item_ids[rows])},
         )

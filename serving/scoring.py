@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.evidence import candidate_evidence, evidence_names
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
 from feature_repo.errors import ArtifactError
@@ -34,6 +35,11 @@ class Scorer:
     def __init__(self, artifact: Artifact, table: EmbeddingTable, *, chunk_size: int) -> None:
         artifact.check_table(table)
         self.manifest = artifact.manifest
+        if self.manifest.evidence_names != evidence_names(self.manifest.scenes):
+            raise ArtifactError(
+                f"run {self.manifest.run} reads evidence that this version does not compute: run "
+                "`longtrail train` again"
+            )
         self._score = artifact.score
         self._table = table
         self._vectors = torch.from_numpy(table.vectors)
@@ -61,7 +67,6 @@ class Scorer:
             replace(users, dense=dense, dense_names=manifest.user_dense_names),
             self._table,
             scenes=manifest.scenes,
-            sequence_length=manifest.sequence_length,
         )
 
     def item_side(self, items: ItemFeatures) -> ItemInputs:
@@ -99,32 +104,37 @@ class Scorer:
         values = np.array(
             [context.get(name, np.nan) for name in self.manifest.context_names], dtype=np.float32
         )
+        newest = user.last(self.manifest.sequence_length)
         user_side = [
             torch.from_numpy(np.ascontiguousarray(array))
             for array in (
-                user.history_rows,
-                user.history_item_keys,
-                user.history_ages,
-                user.history_totals,
-                user.user_dense,
+                newest.history_rows,
+                newest.history_item_keys,
+                newest.history_ages,
+                newest.history_totals,
+                newest.user_dense,
             )
         ]
         logits = np.empty(num_items, dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, num_items, self._chunk_size):
                 chunk = slice(start, start + self._chunk_size)
+                part = items.take(chunk)
                 candidates = [
-                    torch.from_numpy(np.ascontiguousarray(array[chunk]))[None]
+                    torch.from_numpy(np.ascontiguousarray(array))[None]
                     for array in (
-                        items.candidate_rows,
-                        items.candidate_item_keys,
-                        items.candidate_dense,
-                        items.candidate_categories,
+                        part.candidate_rows,
+                        part.candidate_item_keys,
+                        part.candidate_dense,
+                        part.candidate_categories,
                     )
                 ]
+                evidence = torch.from_numpy(candidate_evidence(user, 0, part, self._table))[None]
                 size = candidates[0].shape[1]
                 columns = torch.from_numpy(np.broadcast_to(values, (1, size, len(values))).copy())
-                logits[chunk] = self._score(self._vectors, *user_side, *candidates, columns)[0]
+                logits[chunk] = self._score(
+                    self._vectors, *user_side, *candidates, columns, evidence
+                )[0]
         return logits
 
     def unit_vectors(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -17,15 +17,20 @@ from torch import nn
 from feature_repo.artifact import MANIFEST_FILE, WEIGHTS_FILE, ArtifactManifest
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
-from training.build import build_model, needs_deep_half
+from training.build import build_model, pretrained_layers
 from training.config import (
     BaheConfig,
+    DcnConfig,
+    DinIdsConfig,
     DinTextConfig,
+    EnsembleConfig,
+    FullTextConfig,
     ItemOnlyConfig,
     MeanPoolingConfig,
     ModelConfig,
     PopularityConfig,
     RepeatCountConfig,
+    TreesConfig,
 )
 from training.recipes import Recipe
 from training.schema import InputSchema
@@ -39,7 +44,12 @@ _CONFIGS: dict[str, type[ModelConfig]] = {
         RepeatCountConfig,
         MeanPoolingConfig,
         DinTextConfig,
+        DinIdsConfig,
+        DcnConfig,
+        FullTextConfig,
         ItemOnlyConfig,
+        TreesConfig,
+        EnsembleConfig,
     )
 }
 
@@ -97,11 +107,8 @@ def load_model(sources: Sources, manifest: ArtifactManifest) -> nn.Module:
         ArtifactError: If the weights do not fit the model.
     """
     config = model_config(manifest)
-    deep = None
-    if needs_deep_half(config):
-        assert isinstance(config, BaheConfig)
-        deep = sources.deep_half(config.num_deep_layers)
-    model = build_model(config, InputSchema.of(manifest), deep)
+    layers = pretrained_layers(config, sources)
+    model = build_model(config, InputSchema.of(manifest), layers)
     path = sources.home.runs / manifest.run / WEIGHTS_FILE
     try:
         model.load_state_dict(load_file(path))

@@ -34,6 +34,15 @@ class Batch:
     mask: Tensor
     rows: NDArray[np.int64]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on ``device``."""
+        return Batch(
+            inputs=tuple(value.to(device, non_blocking=True) for value in self.inputs),
+            labels=self.labels.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            rows=self.rows,
+        )
+
 
 def plan_pieces(data: ClickData, max_candidates: int) -> NDArray[np.int64]:
     """Contexts cut into pieces of at most ``max_candidates`` rows.
@@ -86,6 +95,38 @@ def plan_batches(
     return batches
 
 
+def count_batches(data: ClickData, *, batch_contexts: int, max_candidates: int) -> int:
+    """Length of every plan that :func:`plan_batches` makes with these sizes."""
+    return -(-len(plan_pieces(data, max_candidates)) // batch_contexts)
+
+
+def split_batch(
+    pieces: NDArray[np.int64], batch_contexts: int, *, num_processes: int, process_index: int
+) -> Iterator[tuple[NDArray[np.int64], float]]:
+    """One process' share of a batch, in passes.
+
+    Neighbours have histories of like length, so every n-th is a fair share. A pass with fewer
+    contexts than processes is computed by all of them as a whole: each must take part, for they
+    add up statistics in between.
+
+    Args:
+        pieces: int64 [B, 3] of :func:`plan_batches`.
+        batch_contexts: Most contexts of a pass, all processes together.
+        num_processes: How many share the work.
+        process_index: Which one asks.
+
+    Returns:
+        Per pass its pieces, int64 [b, 3], and the weight of their rows: over all processes, the
+        weights of a row add up to 1.
+    """
+    for start in range(0, len(pieces), batch_contexts):
+        part = pieces[start : start + batch_contexts]
+        if len(part) < num_processes:
+            yield part, 1 / num_processes
+        else:
+            yield part[process_index::num_processes], 1.0
+
+
 def make_batch(data: ClickData, pieces: NDArray[np.int64], *, truncate: bool) -> Batch:
     """Gather the arrays of one batch.
 
@@ -121,6 +162,7 @@ def make_batch(data: ClickData, pieces: NDArray[np.int64], *, truncate: bool) ->
             candidates(items.candidate_dense),
             candidates(items.candidate_categories),
             candidates(data.context),
+            candidates(data.evidence),
         ),
         labels=candidates(data.clicked).float(),
         mask=torch.from_numpy(mask),

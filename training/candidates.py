@@ -47,4 +47,4 @@ class FlatCandidates:
         """[R] -> [B, C]; padding is 0."""
         if self._keep is None:
             return values.reshape(self._shape)
-        return torch.zeros(self._shape, dtype=values.dtype).masked_scatter(self._keep, values)
+        return values.new_zeros(self._shape).masked_scatter(self._keep, values)

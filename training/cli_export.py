@@ -29,9 +29,9 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
       longtrail export bahe_small-20260101-120000
     """
     from feature_repo.artifact import current_run
+    from training.devices import torch_threads
     from training.export import export_embeddings
     from training.sources import Sources
-    from training.train import torch_threads
 
     run = run or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)

@@ -1,35 +1,24 @@
 """The command train."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 
 import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import late_bar
+from training.overrides import override
 from training.recipes import RECIPES, Recipe
+from training.tracking import TRACKERS
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
 # imports the modules that need them when it runs.
 
 
-def _recipe(
-    name: str,
-    epochs: int | None,
-    seed: int | None,
-    sequence_length: int | None,
-    learning_rate: float | None,
-) -> Recipe:
-    """A recipe with what the user overrides."""
-    recipe = RECIPES[name]()
-    training = replace(
-        recipe.training,
-        epochs=recipe.training.epochs if epochs is None else epochs,
-        seed=recipe.training.seed if seed is None else seed,
-        learning_rate=recipe.training.learning_rate if learning_rate is None else learning_rate,
-    )
-    length = recipe.sequence_length if sequence_length is None else sequence_length
-    return replace(recipe, training=training, sequence_length=length)
+def _recipe(name: str, shortcuts: Mapping[str, float | None], settings: Iterable[str]) -> Recipe:
+    """A recipe with what the user overrides; ``--set`` comes after the options of one field."""
+    given = [f"{field}={value}" for field, value in shortcuts.items() if value is not None]
+    return override(RECIPES[name](), [*given, *settings])
 
 
 @click.command(short_help="Train a click model.")
@@ -59,7 +48,26 @@ def _recipe(
     help="Highest.  [default: the recipe's]",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
+    "--set",
+    "settings_by_name",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any field of the recipe, by dotted name; may be given often.  [default: the recipe's]",
+)
+@click.option(
+    "--track",
+    type=click.Choice(TRACKERS),
+    help="Write training curves to HOME/tracking, or MLFLOW_TRACKING_URI.  [default: no]",
+)
+@click.option("--cpu", is_flag=True, help="Use no accelerator.  [default: use one if there is]")
+@click.option(
+    "--deterministic", is_flag=True, help="Refuse what gives other results when repeated."
+)
+@click.option("--compile", "compiled", is_flag=True, help="Learn with torch.compile.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of the arithmetic, per process.  [default: one per core, shared by the processes]",
 )
 @click.option(
     "--current/--no-current",
@@ -76,43 +84,69 @@ def train(
     seed: int | None,
     sequence_length: int | None,
     learning_rate: float | None,
+    settings_by_name: tuple[str, ...],
+    track: str | None,
+    cpu: bool,
+    deterministic: bool,
+    compiled: bool,
     threads: int | None,
     make_current: bool | None,
 ) -> None:
     r"""Train a click model on the impressions and write its artifact to HOME/runs/RUN.
 
-    A run that was killed goes on from its last full epoch when the same command is given again.
+    A run that was killed goes on from its last checkpoint when the same command is given again, and
+    ends with the same weights. Several processes train one model together under torchrun: options
+    of this command follow `--`.
 
     \b
     Example:
       longtrail train --recipe bahe_small --epochs 3
+      longtrail train --set model.deep_length=50 --set model.hidden=256,128 --track tensorboard
+      torchrun --nproc_per_node=2 -m training -- --recipe bahe_base
     """
+    from training.devices import open_devices
     from training.sources import Sources
     from training.train import train as run_training
 
-    recipe = _recipe(recipe_name, epochs, seed, sequence_length, learning_rate)
+    shortcuts = {
+        "training.epochs": epochs,
+        "training.seed": seed,
+        "training.learning_rate": learning_rate,
+        "training.deterministic": deterministic or None,
+        "training.compiled": compiled or None,
+        "sequence_length": sequence_length,
+    }
+    recipe = _recipe(recipe_name, shortcuts, settings_by_name)
     sources = Sources.open(settings.home, settings.profile)
-    with ExitStack() as bars:
-        result = run_training(
-            sources,
-            recipe,
-            run=run,
-            threads=threads,
-            make_current=make_current,
-            reading=late_bar(bars, "reading features", "impressions"),
-            learning=late_bar(bars, f"training {recipe.name}", "impressions"),
+    with open_devices(cpu=cpu) as devices:
+        with ExitStack() as bars:
+            result = run_training(
+                sources,
+                recipe,
+                run=run,
+                threads=threads,
+                make_current=make_current,
+                devices=devices,
+                track=track,
+                reading=late_bar(bars, "reading features", "impressions"),
+                learning=late_bar(bars, f"training {recipe.name}", "impressions"),
+            )
+        if not devices.is_main:
+            return
+        if result.resumed:
+            say(f"went on with the unfinished run {result.run}")
+        rate = result.rows_per_s
+        emit(
+            {
+                "run": result.run,
+                "recipe": recipe.name,
+                "folder": str(result.folder),
+                "num_rows": result.num_rows,
+                "num_contexts": result.num_contexts,
+                "num_processes": result.num_processes,
+                "resumed": result.resumed,
+                **result.metrics,
+                "rows_per_s": rate and round(rate),
+                "seconds": round(result.seconds, 1),
+            }
         )
-    if result.resumed:
-        say(f"went on with the unfinished run {result.run}")
-    emit(
-        {
-            "run": result.run,
-            "recipe": recipe.name,
-            "folder": str(result.folder),
-            "num_rows": result.num_rows,
-            "num_contexts": result.num_contexts,
-            "resumed": result.resumed,
-            **result.metrics,
-            "seconds": round(result.seconds, 1),
-        }
-    )

@@ -3,10 +3,15 @@
 The command line reads this module for its help: it imports nothing that takes long.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 AGE_SCALES_DAYS = (3.0, 10.0, 30.0, 90.0, 270.0, 1000.0)
 """Where the learned decay times start: a few days to years, three per factor of ten or so."""
+
+Position = Literal["distance", "none"]
+Pooling = Literal["mean_newest", "mean", "newest", "attention"]
+FineTune = Literal["full", "lora", "frozen"]
 
 
 def _at_least(low: int, **values: int) -> None:
@@ -21,6 +26,38 @@ def _share(**values: float) -> None:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
+def _one_of(allowed: tuple[str, ...], **values: str) -> None:
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+class UsesEvidence(Protocol):
+    """A config with a switch for each kind of evidence."""
+
+    @property
+    def use_exact_evidence(self) -> bool:
+        """``same``."""
+
+    @property
+    def use_neighbor_evidence(self) -> bool:
+        """``near``."""
+
+    @property
+    def use_text_evidence(self) -> bool:
+        """``text``."""
+
+
+def evidence_kinds(config: UsesEvidence) -> tuple[str, ...]:
+    """The kinds of :mod:`encoders.evidence` that are switched on."""
+    uses = {
+        "same": config.use_exact_evidence,
+        "near": config.use_neighbor_evidence,
+        "text": config.use_text_evidence,
+    }
+    return tuple(kind for kind, used in uses.items() if used)
+
+
 @dataclass(frozen=True)
 class BaheConfig:
     """The model of :mod:`training.model`."""
@@ -31,6 +68,23 @@ class BaheConfig:
     """How many layers above the split are used; None = all of them."""
     deep_length: int = 30
     """L, how many of the newest behaviours of a scene the deep half reads."""
+    share_scenes: bool = True
+    """One deep half for all scenes; False: a copy for each, items go through the first scene's."""
+    position: Position = "distance"
+    """Added to each behaviour: a learned embedding of its distance from the newest; ``none``: only
+    what the language model does itself, which for one with rotary positions is enough."""
+    pooling: Pooling = "mean_newest"
+    """From the states of a sequence to one vector: their mean and the newest side by side, one of
+    the two, or a mean whose weights a learned query gives."""
+    fine_tune: FineTune = "full"
+    """The deep half's weights: all learn, ``lora``: adapters beside its linear layers (needs the
+    extra ``lora``), ``frozen``: none. Adapters learn at ``deep_learning_rate`` too, and usually
+    want about ten times as much as the weights."""
+    lora_rank: int = 8
+    """Inner width of an adapter."""
+    gradient_checkpointing: bool = False
+    """Compute the deep half's layers twice while learning instead of keeping their inner values:
+    less memory, about a third more time."""
     deep_dropout: float = 0.0
     """Inside the deep half while it learns."""
     use_bfloat16: bool = True
@@ -44,11 +98,15 @@ class BaheConfig:
     output_width: int = 32
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
-    """Whether, how often and how long ago the candidate itself is in the history."""
+    """How often, how regularly and how long ago the candidate itself is in the history."""
+    use_neighbor_evidence: bool = True
+    """Which of the items that others take with the candidate are in the history."""
     use_text_evidence: bool = True
     """Cosines of the candidate's text with those of the history."""
+    use_target_attention: bool = True
+    """Attention of the candidate's text over those of the history."""
     text_length: int = 50
-    """How many of the newest behaviours of a scene the text evidence reads."""
+    """How many of the newest behaviours of a scene text evidence and attention read."""
     num_kernels: int = 6
     """K, cosine kernels."""
     num_age_scales: int = 6
@@ -67,6 +125,11 @@ class BaheConfig:
     """On the head's input: deep outputs and item features tell items apart well enough to learn by
     heart which ones sold in the training period."""
 
+    @property
+    def evidence_kinds(self) -> tuple[str, ...]:
+        """Kinds of :mod:`encoders.evidence` that the model reads."""
+        return evidence_kinds(self)
+
     def __post_init__(self) -> None:
         _at_least(
             1,
@@ -76,7 +139,11 @@ class BaheConfig:
             num_bins=self.num_bins,
             numeric_width=self.numeric_width,
             cross_rank=self.cross_rank,
+            lora_rank=self.lora_rank,
         )
+        _one_of(get_args(Position), position=self.position)
+        _one_of(get_args(Pooling), pooling=self.pooling)
+        _one_of(get_args(FineTune), fine_tune=self.fine_tune)
         _at_least(2, num_age_buckets=self.num_age_buckets, num_kernels=self.num_kernels)
         _at_least(0, num_crosses=self.num_crosses)
         if self.num_deep_layers is not None:
@@ -136,6 +203,132 @@ class DinTextConfig:
 
 
 @dataclass(frozen=True)
+class DinIdsConfig:
+    """Target attention over learned vectors of item ids; no texts, no other features."""
+
+    id_width: int = 32
+    """Width of an item's vector."""
+    attention_hidden: int = 32
+    hidden: tuple[int, ...] = (128, 64)
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least(1, id_width=self.id_width, attention_hidden=self.attention_hidden)
+        _share(dropout=self.dropout)
+
+
+@dataclass(frozen=True)
+class DcnConfig:
+    """Crosses beside an MLP on all features and the item's id; nothing of the history itself."""
+
+    id_width: int = 16
+    """Width of an item's vector."""
+    num_bins: int = 24
+    """Quantile bins per numeric feature."""
+    numeric_width: int = 8
+    """Values per numeric feature after its encoding."""
+    num_crosses: int = 3
+    cross_rank: int = 48
+    hidden: tuple[int, ...] = (256, 128)
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            id_width=self.id_width,
+            num_bins=self.num_bins,
+            numeric_width=self.numeric_width,
+            cross_rank=self.cross_rank,
+        )
+        _at_least(0, num_crosses=self.num_crosses)
+        _share(dropout=self.dropout)
+
+
+@dataclass(frozen=True)
+class FullTextConfig:
+    """A whole language model over the concatenated texts (:mod:`training.full_text`)."""
+
+    num_tokens: int = 256
+    """Tokens of the history that are read, the newest; at most the language model's window."""
+    max_tokens_per_behavior: int = 32
+    """Tokens kept of one text, its separator included."""
+    deep_dropout: float = 0.0
+    """Inside the language model while it learns."""
+    use_bfloat16: bool = True
+    """The language model learns in bfloat16; scores are float32 always."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    use_numeric: bool = False
+    """Give the head the numbers that Bahe's has: dense features, exact-id and neighbour evidence.
+    Without, it sees the two texts alone."""
+    num_bins: int = 24
+    numeric_width: int = 8
+    output_width: int = 32
+    """Q, width of the history's and of an item's output."""
+    num_crosses: int = 2
+    cross_rank: int = 32
+    hidden: tuple[int, ...] = (256, 128)
+    dropout: float = 0.2
+    input_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least(
+            2, num_tokens=self.num_tokens, max_tokens_per_behavior=self.max_tokens_per_behavior
+        )
+        _at_least(
+            1,
+            num_bins=self.num_bins,
+            numeric_width=self.numeric_width,
+            output_width=self.output_width,
+            cross_rank=self.cross_rank,
+        )
+        _at_least(0, num_crosses=self.num_crosses)
+        _share(
+            deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout
+        )
+
+
+@dataclass(frozen=True)
+class TreesConfig:
+    """Gradient-boosted trees on dense features and evidence (:mod:`training.trees`)."""
+
+    library: Literal["sklearn", "lightgbm"] = "sklearn"
+    """LightGBM is an extra, and its wheel needs the system's libgomp."""
+    num_trees: int = 300
+    """Grown; as many are kept as rank the validation rows best."""
+    learning_rate: float = 0.06
+    num_leaves: int = 63
+    max_depth: int = 12
+    """Bounds the steps of a score."""
+    min_rows_per_leaf: int = 200
+    l2: float = 5.0
+    feature_share: float = 0.5
+    """Of the features, drawn for each split."""
+    use_exact_evidence: bool = True
+    use_neighbor_evidence: bool = True
+    use_text_evidence: bool = True
+
+    @property
+    def evidence_kinds(self) -> tuple[str, ...]:
+        """Kinds of :mod:`encoders.evidence` that the trees read."""
+        return evidence_kinds(self)
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_trees=self.num_trees, max_depth=self.max_depth)
+        _at_least(2, num_leaves=self.num_leaves)
+        if not 0 < self.feature_share <= 1:
+            raise ValueError(f"feature_share must be in (0, 1], got {self.feature_share}")
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Bahe and trees, the mean of their logits (:class:`training.trees.Ensemble`)."""
+
+    bahe: BaheConfig = field(default_factory=BaheConfig)
+    trees: TreesConfig = field(default_factory=TreesConfig)
+
+
+@dataclass(frozen=True)
 class ItemOnlyConfig:
     """A network on item features alone: what it reaches is what the sampling of negatives leaks."""
 
@@ -155,5 +348,10 @@ ModelConfig = (
     | RepeatCountConfig
     | MeanPoolingConfig
     | DinTextConfig
+    | DinIdsConfig
+    | DcnConfig
+    | FullTextConfig
     | ItemOnlyConfig
+    | TreesConfig
+    | EnsembleConfig
 )

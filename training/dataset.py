@@ -2,18 +2,22 @@
 
 Shapes: N = contexts (a user at one time), R = impressions, S = scenes, M = behaviours per scene.
 
-A context's user side is read once, however many impressions it has. Reading goes in chunks, so
-memory beyond the arrays kept (about 20 bytes x S x M per context) does not grow with the data.
+A context's user side is read once, however many impressions it has. Reading goes in chunks of
+contexts: the whole kept histories and the neighbours of a chunk become evidence, then only the last
+M behaviours are kept. Memory beyond the arrays kept (about 20 bytes x S x M per context) does not
+grow with the data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.evidence import candidate_evidence, evidence_names
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
 from feature_repo.features import Reader
@@ -21,10 +25,10 @@ from feature_repo.progress import Progress, silent
 from training.impressions import Impressions
 from training.schema import select_columns
 
-CONTEXT_CHUNK = 20_000
-"""Contexts read at a time: 100 MB of sequences at S = 2, N = 100."""
-IMPRESSION_CHUNK = 200_000
-"""Impressions whose items are read at a time."""
+CHUNK_BEHAVIORS = 20_000_000
+"""Places for behaviours read at a time: half a gigabyte, 5,000 contexts at S = 2, N = 2000."""
+CHUNK_CONTEXTS = 20_000
+"""Most contexts read at a time."""
 MAX_CATEGORY_VALUES = 1000
 """Values of a column that get an index, the most frequent ones of the training rows."""
 MIN_CATEGORY_COUNT = 10
@@ -39,23 +43,27 @@ class ClickData:
         users: Arrays [N, ...].
         items: Arrays [R, ...].
         context: float32 [R, Fx].
+        evidence: float32 [R, E].
         clicked: int64 [R].
         offsets: int64 [N + 1]; context n has the rows ``offsets[n]:offsets[n + 1]``.
         impressions: The same R rows, in the same order.
         user_dense_names: Of ``users.user_dense``.
         item_dense_names: Of ``items.candidate_dense``.
         category_vocabularies: Of ``items.candidate_categories``.
+        evidence_names: Of ``evidence``.
     """
 
     users: UserInputs
     items: ItemInputs
     context: NDArray[np.float32]
+    evidence: NDArray[np.float32]
     clicked: NDArray[np.int64]
     offsets: NDArray[np.int64]
     impressions: Impressions
     user_dense_names: tuple[str, ...]
     item_dense_names: tuple[str, ...]
     category_vocabularies: dict[str, tuple[str, ...]]
+    evidence_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.clicked)
@@ -67,14 +75,7 @@ class ClickData:
 
     def last(self, sequence_length: int) -> "ClickData":
         """The same with at most the newest ``sequence_length`` behaviours per scene; no copy."""
-        kept = slice(-sequence_length, None)
-        users = replace(
-            self.users,
-            history_rows=self.users.history_rows[..., kept],
-            history_item_keys=self.users.history_item_keys[..., kept],
-            history_ages=self.users.history_ages[..., kept],
-        )
-        return replace(self, users=users)
+        return replace(self, users=self.users.last(sequence_length))
 
     @cached_property
     def history_lengths(self) -> NDArray[np.int64]:
@@ -121,38 +122,49 @@ def read_clicks(
     impressions, starts = _group(impressions)
     offsets = np.append(starts, len(impressions))
     users: list[UserInputs] = []
-    for rows in _chunks(starts, CONTEXT_CHUNK):
-        user_features = reader.historical_users(impressions.user_ids[rows], impressions.times[rows])
-        names = user_dense_names = tuple(user_dense_names or user_features.dense_names)
-        inputs = user_inputs(user_features, table, scenes=scenes, sequence_length=sequence_length)
-        dense = select_columns(inputs.user_dense, user_features.dense_names, names, what="user")
-        users.append(_replace(inputs, user_dense=dense))
     items: list[ItemInputs] = []
+    evidence: list[NDArray[np.float32]] = []
     counter = None if vocabularies is not None else _VocabularyCounter()
-    for rows in _chunks(np.arange(len(impressions)), IMPRESSION_CHUNK):
-        item_features = reader.historical_items(impressions.item_ids[rows], impressions.times[rows])
+    size = max(1, min(CHUNK_CONTEXTS, CHUNK_BEHAVIORS // (len(scenes) * reader.sequence_length)))
+    for first in range(0, len(starts), size):
+        bounds = offsets[first : first + size + 1]
+        requests = impressions.take(starts[first : first + size])
+        user_features = reader.historical_users(requests.user_ids, requests.times)
+        names = user_dense_names = tuple(user_dense_names or user_features.dense_names)
+        inputs = user_inputs(user_features, table, scenes=scenes)
+        dense = select_columns(inputs.user_dense, user_features.dense_names, names, what="user")
+        inputs = replace(inputs, user_dense=dense)
+        rows = impressions.take(np.arange(bounds[0], bounds[-1]))
+        item_features = reader.historical_items(rows.item_ids, rows.times)
         names = item_dense_names = tuple(item_dense_names or item_features.dense_names)
         known = vocabularies if counter is None else counter.extend(item_features.categorical)
         assert known is not None
         chunk = item_inputs(item_features, table, vocabularies=known)
         dense = select_columns(chunk.candidate_dense, item_features.dense_names, names, what="item")
-        items.append(_replace(chunk, candidate_dense=dense))
-        progress(len(rows), len(impressions))
+        chunk = replace(chunk, candidate_dense=dense)
+        for context, (start, end) in enumerate(pairwise(bounds - bounds[0])):
+            candidates = chunk.take(slice(start, end))
+            evidence.append(candidate_evidence(inputs, context, candidates, table))
+            progress(int(end - start), len(impressions))
+        users.append(_copied(inputs.last(sequence_length)))
+        items.append(chunk.without_neighbors())
     joined = _concatenate(items, ItemInputs)
     final = {name: tuple(values) for name, values in (vocabularies or {}).items()}
     if counter is not None:
         final, codes = counter.finish(joined.candidate_categories)
-        joined = _replace(joined, candidate_categories=codes)
+        joined = replace(joined, candidate_categories=codes)
     return ClickData(
         users=_concatenate(users, UserInputs),
         items=joined,
         context=impressions.context,
+        evidence=np.concatenate(evidence),
         clicked=impressions.clicked,
         offsets=offsets,
         impressions=impressions,
         user_dense_names=tuple(user_dense_names or ()),
         item_dense_names=tuple(item_dense_names or ()),
         category_vocabularies=final,
+        evidence_names=evidence_names(scenes),
     )
 
 
@@ -165,16 +177,12 @@ def _group(impressions: Impressions) -> tuple[Impressions, NDArray[np.int64]]:
     return impressions.take(order), np.flatnonzero(new)
 
 
-def _chunks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 _Inputs = TypeVar("_Inputs", UserInputs, ItemInputs)
 
 
-def _replace(inputs: _Inputs, **values: NDArray[np.generic]) -> _Inputs:
-    kept = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    return type(inputs)(**(kept | values))
+def _copied(inputs: UserInputs) -> UserInputs:
+    """The same in arrays of their own: a view of the newest would keep all behaviours alive."""
+    return UserInputs(**{f.name: getattr(inputs, f.name).copy() for f in fields(inputs)})
 
 
 def _concatenate(parts: Sequence[_Inputs], kind: Callable[..., _Inputs]) -> _Inputs:

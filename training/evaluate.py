@@ -1,52 +1,89 @@
-"""How good a run is on any labelled rows, scored by the program that serving runs."""
+"""How good runs are on any labelled rows, scored by the programs that serving runs.
+
+Shapes: R = labelled rows, N = runs.
+"""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from feature_repo.artifact import PROGRAM_FILE
+from feature_repo.artifact import PROGRAM_FILE, ArtifactManifest
 from feature_repo.progress import Progress, silent
 from training.artifact import load_manifest
-from training.dataset import read_clicks
-from training.impressions import load_impressions, load_impressions_file
+from training.comparison import compare, compare_slices
+from training.dataset import ClickData, read_clicks
+from training.impressions import Impressions, load_impressions, load_impressions_file
 from training.metrics import summarize
 from training.program import load_program
-from training.schema import InputSchema
+from training.schema import InputSchema, select_columns
 from training.scoring import probabilities, score
 from training.slices import slice_masks
 from training.sources import Sources
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Figures of one run on one set of rows."""
+class ScoredRows:
+    """What some runs say about the same labelled rows."""
 
-    run: str
+    rows: str
+    """The split or the file."""
+    labels: NDArray[np.int64]
+    """[R], 0 or 1."""
+    users: NDArray[np.int64]
+    """[R], a number for every distinct user."""
+    masks: dict[str, NDArray[np.bool_]]
+    """Slice -> bool [R], True = in it; by the training period of the first run."""
+    manifests: dict[str, ArtifactManifest]
+    """Run -> what it is."""
+    logits: dict[str, NDArray[np.float32]]
+    """Run -> float32 [R]."""
+    notes: list[str]
+
+    def probabilities(self, runs: Sequence[str]) -> NDArray[np.float64]:
+        """Click probabilities of some of the runs, [N, R]."""
+        return np.stack([probabilities(self.logits[run]) for run in runs])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures on one set of rows: of one run, or the means over several."""
+
+    runs: list[str]
     rows: str
     """The split or the file."""
     metrics: dict[str, Any]
     slices: dict[str, dict[str, Any]]
+    against: list[str]
+    """Runs of the other side; empty = nothing was compared."""
+    comparison: dict[str, dict[str, dict[str, float | None]]]
+    """``all`` or slice -> figure -> :class:`training.comparison.Difference`; empty likewise."""
     notes: list[str]
     seconds: float
 
 
 def evaluate(
     sources: Sources,
-    run: str,
+    runs: str | Sequence[str],
     *,
+    against: Sequence[str] = (),
     split: str = "test",
     impressions: Path | None = None,
     reading: Progress = silent,
     scoring: Progress = silent,
 ) -> Evaluation:
-    """Score a run and measure it, on all rows and on the slices of :mod:`training.slices`.
+    """Score runs and measure them, on all rows and on the slices of :mod:`training.slices`.
 
     Args:
         sources: What to read from.
-        run: Name of a finished run.
+        runs: Name of a finished run, or of several that differ in their seed: the figures are then
+            means over them.
+        against: Runs to compare with, see :func:`training.comparison.compare`.
         split: Of the data set's own impressions.
         impressions: A labelled file to use instead.
         reading: Told impressions read.
@@ -54,48 +91,178 @@ def evaluate(
 
     Raises:
         ArtifactError: If there is no such run, or it does not fit the feature store.
+        EncoderError: If the vectors that a run was trained on are not there.
         DataSetError: If the rows are not usable.
     """
     started = time.monotonic()
-    manifest = load_manifest(sources.home, run)
-    sources.check_table(run, manifest.encoder_fingerprint)
-    schema = InputSchema.of(manifest)
+    names = [runs] if isinstance(runs, str) else list(runs)
+    scored = score_runs(
+        sources,
+        [*names, *against],
+        split=split,
+        impressions=impressions,
+        reading=reading,
+        scoring=scoring,
+    )
+    return measure(scored, names, against=against, started=started)
+
+
+def measure(
+    scored: ScoredRows, runs: Sequence[str], *, against: Sequence[str] = (), started: float
+) -> Evaluation:
+    """Figures of scored runs.
+
+    Args:
+        scored: Of :func:`score_runs`, with all runs that are named here.
+        runs: One run, or several that differ in their seed.
+        against: Runs to compare with.
+        started: ``time.monotonic()`` when the work began.
+    """
+    labels, users = scored.labels, scored.users
+    chances = scored.probabilities(runs)
+    comparison = {}
+    if against:
+        other = scored.probabilities(against)
+        differences = {"all": compare(labels, users, chances, other)}
+        differences |= compare_slices(labels, users, chances, other, scored.masks)
+        comparison = {
+            rows: {figure: asdict(value) for figure, value in by_figure.items()}
+            for rows, by_figure in differences.items()
+        }
+    return Evaluation(
+        runs=list(runs),
+        rows=scored.rows,
+        metrics=summarize(labels, chances, users),
+        slices={
+            name: summarize(labels[mask], chances[:, mask], users[mask])
+            for name, mask in scored.masks.items()
+        },
+        against=list(against),
+        comparison=comparison,
+        notes=scored.notes,
+        seconds=time.monotonic() - started,
+    )
+
+
+def score_runs(
+    sources: Sources,
+    runs: Sequence[str],
+    *,
+    split: str = "test",
+    impressions: Path | None = None,
+    reading: Progress = silent,
+    scoring: Progress = silent,
+) -> ScoredRows:
+    """Score the same rows with several runs, each on the vectors that it was trained on.
+
+    Runs that read the same columns of the same encoder's table share one reading of the features.
+
+    Args:
+        sources: What to read from; tables of other encoders are opened beside its own.
+        runs: Names of finished runs, at least one.
+        split: Of the data set's own impressions.
+        impressions: A labelled file to use instead.
+        reading: Told impressions read.
+        scoring: Told rows scored.
+
+    Raises:
+        ArtifactError: If there is no such run, or it does not fit the feature store.
+        EncoderError: If the vectors that a run was trained on are not there.
+        DataSetError: If the rows are not usable.
+    """
+    manifests = {run: load_manifest(sources.home, run) for run in runs}
+    groups: dict[tuple[object, ...], list[ArtifactManifest]] = {}
+    for manifest in manifests.values():
+        groups.setdefault(_inputs_of(manifest), []).append(manifest)
+    first = manifests[runs[0]]
+    logits: dict[str, NDArray[np.float32]] = {}
+    masks: dict[str, NDArray[np.bool_]] = {}
     notes: list[str] = []
+    for members in groups.values():
+        own = sources.with_encoder(members[0].encoder_fingerprint)
+        schema = InputSchema.of(members[0])
+        rows = _load_rows(sources, schema, split, impressions)
+        notes += [note for note in _missing_context(rows) if note not in notes]
+        longest = max(manifest.sequence_length for manifest in members)
+        data = _read(own, rows, schema, longest, in_rounds(reading, len(groups)))
+        if first in members:
+            masks = slice_masks(sources.home, data, train_end=first.train_end)
+        table = torch.from_numpy(own.table.vectors)
+        for manifest in members:
+            program = load_program(sources.home.runs / manifest.run / PROGRAM_FILE)
+            logits[manifest.run] = score(
+                program,
+                table,
+                data.last(manifest.sequence_length),
+                truncate=False,
+                progress=in_rounds(scoring, len(manifests)),
+            )
+    return ScoredRows(
+        rows=split if impressions is None else str(impressions),
+        # In every group the same: reading sorts by context, whatever the columns.
+        labels=data.clicked,
+        users=data.user_codes,
+        masks=masks,
+        manifests=manifests,
+        logits=logits,
+        notes=notes,
+    )
+
+
+def _inputs_of(manifest: ArtifactManifest) -> tuple[object, ...]:
+    """What two runs must share to be scored on one reading."""
+    return (
+        manifest.encoder_fingerprint,
+        manifest.scenes,
+        manifest.user_dense_names,
+        manifest.item_dense_names,
+        manifest.context_names,
+        manifest.evidence_names,
+        tuple(sorted(manifest.category_vocabularies.items())),
+    )
+
+
+def _load_rows(
+    sources: Sources, schema: InputSchema, split: str, impressions: Path | None
+) -> Impressions:
     if impressions is None:
-        rows = load_impressions(sources.home, sources.manifest, split)
-    else:
-        rows = load_impressions_file(impressions, schema.context_names)
-        empty = [
-            name
-            for column, name in enumerate(schema.context_names)
-            if (rows.context[:, column] != rows.context[:, column]).all()
-        ]
-        if empty:
-            notes.append(f"missing in every row: {', '.join(empty)}")
+        return load_impressions(sources.home, sources.manifest, split)
+    return load_impressions_file(impressions, schema.context_names)
+
+
+def _missing_context(rows: Impressions) -> list[str]:
+    empty = [
+        name
+        for column, name in enumerate(rows.context_names)
+        if np.isnan(rows.context[:, column]).all()
+    ]
+    return [f"missing in every row: {', '.join(empty)}"] if empty else []
+
+
+def _read(
+    sources: Sources, rows: Impressions, schema: InputSchema, length: int, progress: Progress
+) -> ClickData:
     data = read_clicks(
         rows,
         sources.reader,
         sources.table,
         scenes=schema.scenes,
-        sequence_length=schema.sequence_length,
+        sequence_length=length,
         vocabularies=schema.category_vocabularies,
         user_dense_names=schema.user_dense_names,
         item_dense_names=schema.item_dense_names,
-        progress=reading,
+        progress=progress,
     )
-    program = load_program(sources.home.runs / run / PROGRAM_FILE)
-    table = torch.from_numpy(sources.table.vectors)
-    chances = probabilities(score(program, table, data, truncate=False, progress=scoring))
-    users = data.user_codes
-    masks = slice_masks(sources.home, data, train_end=manifest.train_end)
-    return Evaluation(
-        run=run,
-        rows=split if impressions is None else str(impressions),
-        metrics=summarize(data.clicked, chances, users),
-        slices={
-            name: summarize(data.clicked[mask], chances[mask], users[mask])
-            for name, mask in masks.items()
-        },
-        notes=notes,
-        seconds=time.monotonic() - started,
+    evidence = select_columns(
+        data.evidence, data.evidence_names, schema.evidence_names, what="evidence"
     )
+    return replace(data, evidence=evidence, evidence_names=schema.evidence_names)
+
+
+def in_rounds(progress: Progress, number: int) -> Progress:
+    """The progress of ``number`` rounds of equal length as one."""
+
+    def update(advance: int, total: int, **figures: float) -> None:
+        progress(advance, total * number, **figures)
+
+    return update

@@ -70,11 +70,8 @@ def export_embeddings(
 
     def user_rows(ids: NDArray[np.object_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         features = sources.reader.historical_users(ids, np.full(len(ids), now_us))
-        inputs = user_inputs(
-            features,
-            sources.table,
-            scenes=manifest.scenes,
-            sequence_length=manifest.sequence_length,
+        inputs = user_inputs(features, sources.table, scenes=manifest.scenes).last(
+            manifest.sequence_length
         )
         vectors = model.user_vectors(
             table, torch.from_numpy(inputs.history_rows), torch.from_numpy(inputs.history_ages)

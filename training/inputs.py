@@ -1,4 +1,4 @@
-"""Dense and categorical features of user, item and request as one vector per candidate."""
+"""Dense and categorical features and evidence as one vector per candidate."""
 
 from collections.abc import Sequence
 
@@ -24,16 +24,28 @@ class DenseInputs(nn.Module):
         num_bins: Bins per numeric feature.
         width: Values per numeric feature that come out.
         with_user: Read the user's features, too.
+        evidence: Kinds of evidence to read, of :data:`encoders.evidence.KINDS`.
     """
 
+    evidence_columns: Tensor
+
     def __init__(
-        self, schema: InputSchema, *, num_bins: int, width: int, with_user: bool = True
+        self,
+        schema: InputSchema,
+        *,
+        num_bins: int,
+        width: int,
+        with_user: bool = True,
+        evidence: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        chosen = [i for i, n in enumerate(schema.evidence_names) if n.split("_")[0] in evidence]
+        self.register_buffer("evidence_columns", torch.tensor(chosen, dtype=torch.int64))
         sizes = {
             "user": len(schema.user_dense_names) if with_user else 0,
             "item": len(schema.item_dense_names),
             "context": len(schema.context_names),
+            "evidence": len(chosen),
         }
         self.numeric = nn.ModuleDict(
             {
@@ -52,9 +64,11 @@ class DenseInputs(nn.Module):
             self.output_width += category_width
 
     def set_edges(self, dense: Sequence[NDArray[np.float32]]) -> None:
-        """Take the bins from training rows of user, item and context features, [R, F] each."""
-        for name, values in zip(("user", "item", "context"), dense, strict=True):
+        """Take the bins from training rows of user, item, context and evidence, [R, F] each."""
+        for name, values in zip(("user", "item", "context", "evidence"), dense, strict=True):
             if name in self.numeric:
+                if name == "evidence":
+                    values = values[:, self.evidence_columns.numpy()]
                 encoder = self.numeric[name]
                 assert isinstance(encoder, PiecewiseLinear)
                 encoder.set_edges(values)
@@ -69,7 +83,11 @@ class DenseInputs(nn.Module):
             encoded, skip = self.numeric["user"](inputs.user_dense)
             parts.append(flat.spread(encoded))
             logit = logit + flat.spread(skip)
-        for name, values in (("item", inputs.candidate_dense), ("context", inputs.context)):
+        for name, values in (
+            ("item", inputs.candidate_dense),
+            ("context", inputs.context),
+            ("evidence", inputs.evidence[..., self.evidence_columns]),
+        ):
             if name in self.numeric:
                 encoded, skip = self.numeric[name](flat.select(values))
                 parts.append(encoded)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 SECONDS_PER_DAY = 86_400.0
@@ -132,7 +132,8 @@ class RunningNorm(nn.Module):
 
     Unlike batch norm it normalises by the running statistics while it learns, too: batches hold
     contexts of one history length, so a batch's own statistics would hide what is long and short,
-    and would not be those of a score.
+    and would not be those of a score. With several processes the statistics are those of all rows;
+    where a step has several passes (``accumulate_batches``) each is taken in by itself.
 
     Args:
         width: D.
@@ -157,8 +158,12 @@ class RunningNorm(nn.Module):
                 self.num_batches += 1
                 # A plain mean of the first batches, then an exponential one.
                 share = max(1 / int(self.num_batches), MIN_STATISTICS_SHARE)
-                self.mean.lerp_(x.mean(0), share)
-                self.square.lerp_(x.square().mean(0), share)
+                sums = torch.stack([x.sum(0), x.square().sum(0), torch.full_like(x[0], len(x))])
+                if distributed.is_available() and distributed.is_initialized():
+                    distributed.all_reduce(sums)
+                mean, square = sums[:2] / sums[2]
+                self.mean.lerp_(mean, share)
+                self.square.lerp_(square, share)
         variance = (self.square - self.mean.square()).clamp(min=1e-4)
         # Clones: the backward pass needs the values of now, and the next batch writes over them.
         return (x - self.mean.clone()) * torch.rsqrt(variance) * self.weight + self.bias

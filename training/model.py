@@ -5,9 +5,9 @@ half reads, D = vector width, Q = width of a deep output, C = candidates per con
 candidates.
 
 The order of the data: table rows are gathered in the model; the deep half turns each scene into one
-vector and the candidate into one; the head sees these, their product, what exact ids and text
-similarity tell, and the dense features. The user side never sees a candidate (late fusion), so it
-is computed once per context.
+vector and the candidate into one; the head sees these, their product, what the candidate's text and
+attention over the history's texts tell, and numbers: dense features and evidence. The deep half
+never sees a candidate (late fusion), so it is computed once per context.
 
 Source:
     Geng et al., "Breaking the Length Barrier: LLM-Enhanced CTR Prediction in Long Textual User
@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from training.attention import TargetAttention
 from training.candidates import FlatCandidates
 from training.config import BaheConfig
-from training.evidence import AgeDecay, ExactEvidence, TextEvidence
+from training.evidence import AgeDecay, TextEvidence
 from training.inputs import DenseInputs
 from training.layers import LowRankCross, Perceptron, RunningNorm, TableSpace
 from training.program_inputs import ClickModel, ProgramInputs
@@ -46,24 +47,30 @@ class Bahe(ClickModel):
         self.config = config
         num_scenes = len(schema.scenes)
         self.space = TableSpace(schema.vector_width)
-        self.tower = Tower(config, schema.vector_width, deep_half)
-        self.dense = DenseInputs(schema, num_bins=config.num_bins, width=config.numeric_width)
-        self.decay = AgeDecay(config.num_age_scales)
+        self.tower = Tower(config, schema.vector_width, deep_half, num_scenes=num_scenes)
+        self.dense = DenseInputs(
+            schema,
+            num_bins=config.num_bins,
+            width=config.numeric_width,
+            evidence=config.evidence_kinds,
+        )
         evidence_width = 2 * num_scenes
-        if config.use_exact_evidence:
-            self.exact = ExactEvidence(num_scenes, num_scales=config.num_age_scales)
-            evidence_width += self.exact.output_width
+        attention_width = 0
         if config.use_text_evidence:
+            self.decay = AgeDecay(config.num_age_scales)
             self.text = TextEvidence(
                 num_scenes, num_kernels=config.num_kernels, num_scales=config.num_age_scales
             )
             evidence_width += self.text.output_width
+        if config.use_target_attention:
+            self.attention = TargetAttention(schema.vector_width, num_scenes)
+            attention_width = self.attention.output_width
         self.evidence_norm = RunningNorm(evidence_width)
         self.evidence_skip = nn.Linear(evidence_width, 1)
         nn.init.zeros_(self.evidence_skip.weight)
         # User scenes, item, their products, one similarity per scene.
         deep_width = config.output_width * (2 * num_scenes + 1) + num_scenes
-        width = deep_width + evidence_width + self.dense.output_width
+        width = deep_width + attention_width + evidence_width + self.dense.output_width
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
         nn.init.zeros_(self.cross_logit.weight)
@@ -78,30 +85,11 @@ class Bahe(ClickModel):
     ) -> Float[Tensor, "B S Q"]:
         """Q_u: one deep output per scene; no candidate goes in."""
         newest = slice(-self.config.deep_length, None)
-        rows, ages = history_rows[..., newest], history_ages[..., newest]
-        if torch.compiler.is_exporting():
-            shape = rows.shape
-            flat = rows.flatten(0, 1)
-            outputs = self.tower.sequences(self.space(table[flat]), ages.flatten(0, 1), flat != 0)
-            return outputs.reshape(shape[0], shape[1], -1)
-        return torch.stack(
-            [self._scene_vectors(table, rows[:, s], ages[:, s]) for s in range(rows.shape[1])],
-            dim=1,
+        return self.tower.scenes(
+            lambda rows: self.space(table[rows]),
+            history_rows[..., newest],
+            history_ages[..., newest],
         )
-
-    def _scene_vectors(
-        self, table: Tensor, rows: Int[Tensor, "B L"], ages: Float[Tensor, "B L"]
-    ) -> Float[Tensor, "B Q"]:
-        """One scene, computed only where a history is there and only as long as the longest."""
-        keep = rows != 0
-        some = keep.any(1)
-        result = self.tower.empty_output(len(rows))
-        if not bool(some.any()):
-            return result
-        first = int(keep.any(0).to(torch.uint8).argmax())
-        rows, ages, keep = rows[some, first:], ages[some, first:], keep[some, first:]
-        outputs = self.tower.sequences(self.space(table[rows]), ages, keep)
-        return result.index_put((some.nonzero()[:, 0],), outputs)
 
     def item_vectors(
         self, table: Float[Tensor, "V D"], candidate_rows: Int[Tensor, " R"]
@@ -123,32 +111,34 @@ class Bahe(ClickModel):
         products = users * items  # (R, S, Q)
         similarity = products.sum(-1) / self.config.output_width**0.5
         deep = torch.cat([users.flatten(1), items.flatten(1), products.flatten(1), similarity], -1)
-        evidence = self.evidence_norm(self._evidence(flat, inputs))
+        texts, attended = self._texts(flat, inputs)
+        evidence = self.evidence_norm(texts)
         dense, dense_logit = self.dense(flat, inputs)
-        x = self.input_dropout(torch.cat([deep, evidence, dense], dim=-1))
+        x = self.input_dropout(torch.cat([deep, *attended, evidence, dense], dim=-1))
         logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
         return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
 
-    def _evidence(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R E"]:
-        """History size, exact-id evidence and text evidence."""
-        rows, keys, ages = inputs.history_rows, inputs.history_item_keys, inputs.history_ages
-        # A behaviour whose text is not in the table still has its item's key.
-        there: Bool[Tensor, "B S M"] = (rows != 0) | (keys != 0)
+    def _texts(
+        self, flat: FlatCandidates, inputs: ProgramInputs
+    ) -> tuple[Float[Tensor, "R E"], list[Float[Tensor, "R W"]]]:
+        """History sizes with the text evidence, and what attention over the texts gives, if any."""
+        newest = slice(-self.config.text_length, None)
+        rows, ages = inputs.history_rows[..., newest], inputs.history_ages[..., newest]
+        keys = inputs.history_item_keys[..., newest]
+        there: Bool[Tensor, "B S M"] = rows != 0
         sizes = torch.cat([inputs.history_totals, there.sum(-1).to(ages.dtype)], dim=-1)
-        parts = [flat.spread(torch.log1p(sizes))]
-        decays = self.decay(ages, there)
-        behaviours = keys.unsqueeze(2)  # (B, S, 1, M)
-        candidates = inputs.candidate_item_keys[:, None, :, None]  # (B, 1, C, 1)
-        same = (behaviours == candidates) & (behaviours != 0)
-        if self.config.use_exact_evidence:
-            parts.append(flat.select(self.exact(same, ages, decays)))
-        if self.config.use_text_evidence:
-            newest = slice(-self.config.text_length, None)
-            rows, same, decays = rows[..., newest], same[..., newest], decays[:, :, newest]
+        parts, attended = [flat.spread(torch.log1p(sizes))], []
+        if self.config.use_text_evidence or self.config.use_target_attention:
             history = self.space.directions(inputs.table[rows])  # (B, S, M, D)
             titles = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
             cosines = titles.unsqueeze(1) @ history.transpose(2, 3)  # (B, S, C, M)
-            keep = (rows != 0).unsqueeze(2) & ~same
-            keep = keep & (inputs.candidate_rows != 0)[:, None, :, None]
-            parts.append(flat.select(self.text(cosines, keep, decays)))
-        return torch.cat(parts, dim=-1)
+            candidates = inputs.candidate_item_keys[:, None, :, None]  # (B, 1, C, 1)
+            same = (keys.unsqueeze(2) == candidates) & (candidates != 0)
+            if self.config.use_text_evidence:
+                keep = there.unsqueeze(2) & ~same
+                keep = keep & (inputs.candidate_rows != 0)[:, None, :, None]
+                parts.append(flat.select(self.text(cosines, keep, self.decay(ages, there))))
+            if self.config.use_target_attention:
+                values = self.attention(history, ages, there, titles, cosines, same)
+                attended.append(flat.select(values))
+        return torch.cat(parts, dim=-1), attended

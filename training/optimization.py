@@ -14,12 +14,14 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with four groups: the deep half and the rest, each with and without weight decay.
 
-    Vectors (biases, norms, scales) and embedding tables are not decayed. Each group carries its
-    highest learning rate as ``peak``.
+    Vectors (biases, norms, scales) and embedding tables are not decayed, frozen weights left out.
+    Each group carries its highest learning rate as ``peak``.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         deep = ".deep_half." in f".{name}"
         decayed = parameter.dim() > 1 and id(parameter) not in tables
         groups.setdefault((deep, decayed), []).append(parameter)

@@ -38,6 +38,7 @@ def example_inputs(schema: InputSchema) -> tuple[Tensor, ...]:
         torch.zeros(*block, len(schema.item_dense_names)),
         torch.zeros(*block, len(schema.category_vocabularies), dtype=torch.int64),
         torch.zeros(*block, len(schema.context_names)),
+        torch.zeros(*block, len(schema.evidence_names)),
     )
 
 
@@ -58,7 +59,7 @@ def save_program(model: nn.Module, schema: InputSchema, path: Path) -> None:
     for name in PROGRAM_INPUTS:
         if name == "table":
             dynamic[name] = {0: rows}
-        elif name.startswith("candidate") or name == "context":
+        elif name.startswith("candidate") or name in ("context", "evidence"):
             dynamic[name] = {0: contexts, 1: candidates}
         else:
             dynamic[name] = {0: contexts}

@@ -20,6 +20,7 @@ class ProgramInputs(NamedTuple):
     candidate_dense: Float[Tensor, "B C Fi"]
     candidate_categories: Int[Tensor, "B C K"]
     context: Float[Tensor, "B C Fx"]
+    evidence: Float[Tensor, "B C E"]
 
 
 class ClickModel(nn.Module):
@@ -38,6 +39,7 @@ class ClickModel(nn.Module):
         candidate_dense: Float[Tensor, "B C Fi"],
         candidate_categories: Int[Tensor, "B C K"],
         context: Float[Tensor, "B C Fx"],
+        evidence: Float[Tensor, "B C E"],
     ) -> Float[Tensor, "B C"]:
         """Logits; those of padding (item key 0) mean nothing."""
         return self.logits(
@@ -53,6 +55,7 @@ class ClickModel(nn.Module):
                 candidate_dense,
                 candidate_categories,
                 context,
+                evidence,
             )
         )
 

@@ -4,16 +4,20 @@ The command line picks one and overrides a few fields; nothing else decides how 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from training.config import (
     BaheConfig,
+    DcnConfig,
+    DinIdsConfig,
     DinTextConfig,
+    FullTextConfig,
     ItemOnlyConfig,
     MeanPoolingConfig,
     ModelConfig,
     PopularityConfig,
     RepeatCountConfig,
+    TreesConfig,
 )
 
 
@@ -23,7 +27,11 @@ class TrainingConfig:
 
     epochs: int = 3
     batch_contexts: int = 64
-    """Contexts per step; one history serves all candidates of its context."""
+    """Contexts per pass; one history serves all candidates of its context."""
+    accumulate_batches: int = 1
+    """Passes per step of the optimiser: memory of one, gradient of all, as of one larger batch.
+    Only :class:`training.layers.RunningNorm` sees the passes: it takes each into its statistics by
+    itself."""
     max_candidates: int = 64
     """Contexts with more candidates are cut into several."""
     learning_rate: float = 1e-3
@@ -38,12 +46,28 @@ class TrainingConfig:
     average_decay: float | None = 0.995
     """Per step, of the weights' moving average that is validated and kept; None = no average."""
     validations_per_epoch: int = 1
+    patience: int | None = None
+    """Validations without a better AUC after which a run ends early; None = never."""
+    checkpoint_every_steps: int = 200
+    """A killed run loses at most so many steps; each validation writes a checkpoint, too."""
     seed: int = 0
+    deterministic: bool = False
+    """Refuse operations that give other results when they are repeated; CPUs have none here."""
+    compiled: bool = False
+    """Let torch.compile fuse the model while it learns; needs a C++ compiler on CPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_contexts", "max_candidates", "validations_per_epoch"):
+        for name in (
+            "batch_contexts",
+            "accumulate_batches",
+            "max_candidates",
+            "validations_per_epoch",
+            "checkpoint_every_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1 or None, got {self.patience}")
         for name in ("epochs", "warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -150,6 +174,55 @@ def din_text() -> Recipe:
     )
 
 
+def din_ids() -> Recipe:
+    """Target attention over learned vectors of the last 50 item ids."""
+    return Recipe(
+        name="din_ids",
+        model=DinIdsConfig(),
+        training=TrainingConfig(epochs=2),
+        sequence_length=50,
+        baseline=True,
+    )
+
+
+def dcn_v2() -> Recipe:
+    """Crosses beside an MLP on all dense features and the item's id, without the sequence."""
+    return Recipe(
+        name="dcn_v2",
+        model=DcnConfig(),
+        training=TrainingConfig(epochs=2),
+        sequence_length=1,
+        baseline=True,
+    )
+
+
+def full_text() -> Recipe:
+    """The whole language model over the last 256 tokens of the history, trained end to end."""
+    return Recipe(
+        name="full_text",
+        model=FullTextConfig(),
+        training=TrainingConfig(epochs=1, batch_contexts=16, deep_learning_rate=5e-5),
+        sequence_length=128,  # 256 tokens hold no more: a text has one token and a separator
+        baseline=True,
+    )
+
+
+def trees() -> Recipe:
+    """Gradient-boosted trees (scikit-learn's) on every number: the baseline to beat."""
+    return Recipe(
+        name="trees",
+        model=TreesConfig(),
+        training=TrainingConfig(epochs=0),
+        sequence_length=1,
+        baseline=True,
+    )
+
+
+def trees_lightgbm() -> Recipe:
+    """The same by LightGBM; needs the extra ``lightgbm``."""
+    return replace(trees(), name="trees_lightgbm", model=TreesConfig(library="lightgbm"))
+
+
 def item_only() -> Recipe:
     """Item features alone: what a sampler of negatives leaks."""
     return Recipe(
@@ -171,6 +244,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         repeat_count,
         mean_pooling,
         din_text,
+        trees,
+        trees_lightgbm,
+        din_ids,
+        dcn_v2,
+        full_text,
         item_only,
     )
 }

@@ -27,6 +27,8 @@ class InputSchema:
     """Fi."""
     context_names: tuple[str, ...]
     """Fx."""
+    evidence_names: tuple[str, ...]
+    """E."""
     category_vocabularies: dict[str, tuple[str, ...]]
     """K columns -> values; value i has index i + 1."""
 
@@ -46,6 +48,7 @@ class InputSchema:
             user_dense_names=manifest.user_dense_names,
             item_dense_names=manifest.item_dense_names,
             context_names=manifest.context_names,
+            evidence_names=manifest.evidence_names,
             category_vocabularies=manifest.category_vocabularies,
         )
 

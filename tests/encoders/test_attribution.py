@@ -1,0 +1,182 @@
+"""Contributions against scores whose answer is known by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.attribution import CHUNK_CONTEXTS, attribute
+from encoders.inputs import ItemInputs, UserInputs
+from feature_repo.artifact import PROGRAM_INPUTS
+
+TABLE = torch.eye(9)
+DAY = 86_400.0
+
+
+def make_user(rows, keys=None, ages=None) -> UserInputs:
+    rows = np.asarray(rows, dtype=np.int64)[None]
+    keys = rows * 11 if keys is None else np.asarray(keys, dtype=np.int64)[None]
+    there = (rows != 0) | (keys != 0)
+    if ages is None:  # the last place is a day old, the one before it two days
+        ages = np.broadcast_to(np.arange(rows.shape[-1], 0, -1) * DAY, rows.shape)
+    return UserInputs(
+        history_rows=rows,
+        history_item_keys=keys,
+        history_ages=np.where(there, ages, 0).astype(np.float32),
+        history_totals=there.sum(-1).astype(np.float32) + 2,
+        user_dense=np.array([[5.0]], dtype=np.float32),
+    )
+
+
+def make_item(row: int = 3) -> ItemInputs:
+    return ItemInputs(
+        candidate_rows=np.array([row]),
+        candidate_item_keys=np.array([row * 11]),
+        candidate_dense=np.array([[0.5, np.nan]], dtype=np.float32),
+        candidate_categories=np.array([[1]]),
+    )
+
+
+class Program:
+    """A score with an answer by hand: the weights of the rows that are there, added up."""
+
+    def __init__(self, weights=(0, 1, 2, 4, 8, 16, 32, 64, 128)) -> None:
+        self.weights = torch.tensor(weights, dtype=torch.float32)
+        self.calls: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(PROGRAM_INPUTS, inputs, strict=True))
+        self.calls.append(named)
+        return self.weights[named["history_rows"]].sum((1, 2))[:, None]
+
+
+CONTEXT = np.array([1.0], dtype=np.float32)
+
+
+def test_single_behaviours_newest_first():
+    score = Program()
+    user = make_user([[0, 1, 3, 3], [0, 0, 2, 1]])
+    found = attribute(score, TABLE, user, make_item(), CONTEXT, group_by_text=False)
+    assert found.contribution.tolist() == [4, 1, 4, 2, 1]
+    assert found.scene_index.tolist() == [0, 1, 0, 1, 0]
+    assert found.position.tolist() == [3, 3, 2, 2, 1]
+    assert found.count.tolist() == [1] * 5
+    assert (found.logit, found.logit_without_history) == (12, 0)
+    assert found.strongest(2).tolist() == [0, 2]
+
+
+def test_the_same_text_of_a_scene_is_left_out_together():
+    found = attribute(
+        Program(), TABLE, make_user([[3, 1, 3, 3], [0, 0, 3, 1]]), make_item(), CONTEXT
+    )
+    assert found.contribution.tolist() == [12, 1, 4, 1]
+    assert found.scene_index.tolist() == [0, 1, 1, 0]
+    assert found.position.tolist() == [3, 3, 2, 1]
+    assert found.count.tolist() == [3, 1, 1, 1]
+
+
+def test_what_hides_one_by_one_shows_as_a_group():
+    def bought_before(*inputs: torch.Tensor) -> torch.Tensor:
+        keys, candidates = inputs[2], inputs[7]
+        return (keys == candidates[:, :, None]).any(-1).any(-1, keepdim=True).float()
+
+    user = make_user([[3, 3, 3, 1]])
+    single = attribute(bought_before, TABLE, user, make_item(), CONTEXT, group_by_text=False)
+    grouped = attribute(bought_before, TABLE, user, make_item(), CONTEXT)
+    assert single.contribution.tolist() == [0, 0, 0, 0]
+    assert grouped.contribution.tolist() == [0, 1]
+
+
+def test_leaving_out_empties_the_place_and_lowers_the_total():
+    score = Program()
+    user = make_user([[0, 1, 3, 3], [0, 0, 0, 2]])
+    attribute(score, TABLE, user, make_item(), CONTEXT)
+    (call,) = score.calls
+    assert [tuple(call[name].shape) for name in PROGRAM_INPUTS[1:]] == [
+        (5, 2, 4),
+        (5, 2, 4),
+        (5, 2, 4),
+        (5, 2),
+        (5, 1),
+        (5, 1),
+        (5, 1),
+        (5, 1, 2),
+        (5, 1, 1),
+        (5, 1, 1),
+    ]
+    # The newest is the text of row 3, twice in the first scene; then row 2, then row 1.
+    assert call["history_rows"][0].tolist() == [[0, 1, 0, 0], [0, 0, 0, 2]]
+    assert call["history_item_keys"][0].tolist() == [[0, 11, 0, 0], [0, 0, 0, 22]]
+    assert call["history_ages"][0].tolist() == [[0, 3 * DAY, 0, 0], [0, 0, 0, DAY]]
+    assert call["history_totals"].tolist() == [[3, 3], [5, 2], [4, 3], [5, 3], [2, 2]]
+    whole, nothing = 3, 4
+    assert torch.equal(call["history_rows"][whole], torch.from_numpy(user.history_rows[0]))
+    assert not call["history_rows"][nothing].any()
+    assert call["user_dense"].tolist() == [[5.0]] * 5
+    assert call["candidate_rows"].tolist() == [[3]] * 5
+    assert call["context"].tolist() == [[[1.0]]] * 5
+    for name, value in call.items():
+        wanted = torch.int64 if name.endswith(("rows", "keys", "categories")) else torch.float32
+        assert value.dtype is wanted, name
+
+
+def test_a_behaviour_whose_text_is_not_in_the_table_goes_by_its_item():
+    user = make_user([[0, 0, 0, 1]], keys=[[70, 80, 70, 11]])
+    score = Program()
+    found = attribute(score, TABLE, user, make_item(), CONTEXT)
+    assert found.position.tolist() == [3, 2, 1]
+    assert found.count.tolist() == [1, 2, 1]
+    assert score.calls[0]["history_item_keys"][1].tolist() == [[0, 80, 0, 11]]
+
+
+def test_only_the_newest_of_all_scenes_and_groups_as_a_whole():
+    ages = [[[9 * DAY, 8 * DAY, 7 * DAY], [9 * DAY, 2 * DAY, 1 * DAY]]]
+    user = make_user([[5, 2, 3], [4, 5, 4]], ages=ages)
+    found = attribute(Program(), TABLE, user, make_item(), CONTEXT, max_behaviors=3)
+    assert found.scene_index.tolist() == [1, 1, 0]
+    assert found.position.tolist() == [2, 1, 2]
+    assert found.contribution.tolist() == [16, 16, 4]
+    assert found.count.tolist() == [2, 1, 1]
+
+
+def test_long_histories_go_in_chunks_and_the_result_is_the_same():
+    rows = np.random.default_rng(0).integers(1, 9, size=(2, 70))
+    score = Program()
+    found = attribute(
+        score,
+        TABLE,
+        make_user(rows),
+        make_item(),
+        CONTEXT,
+        max_behaviors=1000,
+        group_by_text=False,
+    )
+    assert [len(call["context"]) for call in score.calls] == [64, 64, 14]
+    assert CHUNK_CONTEXTS == 64
+    expected = score.weights.numpy()[rows[found.scene_index, found.position]]
+    np.testing.assert_array_equal(found.contribution, expected)
+    assert len(found) == 140
+
+
+def test_an_empty_history_has_nothing_to_attribute():
+    found = attribute(Program(), TABLE, make_user([[0, 0, 0]]), make_item(), CONTEXT)
+    assert len(found) == 0
+    assert found.logit == found.logit_without_history == 0
+    assert found.strongest(3).tolist() == []
+
+
+def test_totals_never_fall_below_zero():
+    user = replace(make_user([[1, 2]]), history_totals=np.zeros((1, 1), dtype=np.float32))
+    score = Program()
+    attribute(score, TABLE, user, make_item(), CONTEXT)
+    assert not score.calls[0]["history_totals"].any()
+
+
+def test_one_user_one_item_and_at_least_one_behaviour():
+    user, item = make_user([[1, 2]]), make_item()
+    two = replace(item, candidate_rows=np.array([1, 2]))
+    with pytest.raises(ValueError, match="for one user and one item, got 1 and 2"):
+        attribute(Program(), TABLE, user, two, CONTEXT)
+    with pytest.raises(ValueError, match="max_behaviors must be at least 1, got 0"):
+        attribute(Program(), TABLE, user, item, CONTEXT, max_behaviors=0)

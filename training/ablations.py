@@ -1,0 +1,300 @@
+"""What each part of a model is worth: the same training without it, tested on the same rows.
+
+Every ablation is a function from a recipe to a recipe, like :mod:`training.recipes`. Budget, seeds
+and features are those of the full model.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from encoders.table import table_encoders
+from encoders.tuning import MANIFEST_FILE as TUNING_FILE
+from encoders.tuning import TuningManifest
+from feature_repo.artifact import MANIFEST_FILE
+from feature_repo.errors import ArtifactError
+from feature_repo.progress import Progress, silent
+from training.artifact import describe_recipe, load_manifest
+from training.config import BaheConfig
+from training.evaluate import Evaluation, ScoredRows, in_rounds, measure, score_runs
+from training.recipes import Recipe
+from training.sources import Sources
+from training.train import read_splits, train
+
+
+def _changed(recipe: Recipe, **values: Any) -> Recipe:
+    """A recipe with other fields of its model."""
+    return replace(recipe, model=replace(recipe.model, **values))
+
+
+def without_text(recipe: Recipe) -> Recipe:
+    """No language model and no text similarity; the vectors' plain pooling is what remains."""
+    return _changed(recipe, use_deep_half=False, use_text_evidence=False)
+
+
+def without_deep_half(recipe: Recipe) -> Recipe:
+    """Pooled text vectors in place of the language model's upper layers."""
+    return _changed(recipe, use_deep_half=False)
+
+
+def without_age(recipe: Recipe) -> Recipe:
+    """Behaviours are pooled by their order alone; the evidence keeps its recencies."""
+    return _changed(recipe, use_age=False)
+
+
+def without_exact_id(recipe: Recipe) -> Recipe:
+    """Whether the candidate itself is in the history stays unsaid."""
+    return _changed(recipe, use_exact_evidence=False)
+
+
+def frozen_deep_half(recipe: Recipe) -> Recipe:
+    """The deep half keeps its pretrained weights."""
+    if isinstance(recipe.model, BaheConfig) and not recipe.model.use_deep_half:
+        return recipe
+    return _changed(recipe, fine_tune="frozen")
+
+
+ABLATIONS: dict[str, Callable[[Recipe], Recipe]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        without_text,
+        without_deep_half,
+        without_age,
+        without_exact_id,
+        frozen_deep_half,
+    )
+}
+FULL = "full"
+UNTUNED = "untuned-encoder"
+"""The full model on the vectors of the language model as it was before domain tuning."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recipe of the study, trained once per seed."""
+
+    name: str
+    recipe: Recipe
+    """With the first seed."""
+    sources: Sources
+    """Of its encoder."""
+    runs: list[str]
+
+    def seeded(self) -> list[tuple[Recipe, str]]:
+        """The recipe with each seed, and its run."""
+        first = self.recipe.training
+        return [
+            (replace(self.recipe, training=replace(first, seed=first.seed + offset)), run)
+            for offset, run in enumerate(self.runs)
+        ]
+
+
+@dataclass(frozen=True)
+class AblationStudy:
+    """The full model and its variants on the same rows."""
+
+    recipe: str
+    rows: str
+    evaluations: dict[str, Evaluation]
+    """Variant -> figures, compared with the full model's; :data:`FULL` comes first."""
+    scored: ScoredRows
+    trained: list[str]
+    """Runs that this call trained; the others were there."""
+    notes: list[str]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rows themselves."""
+        return {
+            "recipe": self.recipe,
+            "rows": self.rows,
+            "variants": {name: asdict(found) for name, found in self.evaluations.items()},
+            "trained": self.trained,
+            "notes": self.notes,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def ablate(
+    sources: Sources,
+    recipe: Recipe,
+    *,
+    num_seeds: int = 1,
+    split: str = "test",
+    ablations: Mapping[str, Callable[[Recipe], Recipe]] = ABLATIONS,
+    threads: int | None = None,
+    reading: Progress = silent,
+    learning: Callable[[str], Progress] = lambda run: silent,  # noqa: ARG005
+    scoring: Progress = silent,
+) -> AblationStudy:
+    """Train a recipe and its ablations with the same budget, and test each against the full model.
+
+    The features are read once per encoder. Runs are named ``<recipe>-<variant>-seed<n>`` and never
+    become the one that is served; finished ones are not trained again, killed ones go on.
+
+    Args:
+        sources: What to read from.
+        recipe: The full model, of a bahe recipe.
+        num_seeds: Runs per variant, with the seeds from the recipe's on.
+        split: On which the variants are compared.
+        ablations: Name -> what it does to a recipe; one that changes nothing is left out.
+        threads: Of the arithmetic.
+        reading: Told impressions read.
+        learning: Run -> who is told of its training.
+        scoring: Told rows scored.
+
+    Raises:
+        ArtifactError: If the recipe is not of a bahe model, or a run of such a name was trained
+            with other settings.
+    """
+    started = time.monotonic()
+    if not isinstance(recipe.model, BaheConfig):
+        raise ArtifactError(
+            f"ablations take parts out of a bahe model, but {recipe.name!r} is none: give "
+            "--recipe bahe_small or another bahe recipe"
+        )
+    if num_seeds < 1:
+        raise ArtifactError(f"--seeds must be at least 1, got {num_seeds}")
+    variants, notes = plan_variants(sources, recipe, num_seeds=num_seeds, ablations=ablations)
+    pending = [
+        (variant, seeded, run)
+        for variant in variants
+        for seeded, run in variant.seeded()
+        if not _is_finished(variant.sources, seeded, run)
+    ]
+    # What is read holds rows of a table and cosines of its vectors: one reading per encoder.
+    num_readings = len({variant.sources.table.fingerprint for variant, _, _ in pending})
+    read_from, data = None, {}
+    for variant, seeded, run in pending:
+        if read_from is not variant.sources:
+            read_from = variant.sources
+            progress = in_rounds(reading, num_readings)
+            data = read_splits(read_from, recipe.sequence_length, progress)
+        train(
+            variant.sources,
+            seeded,
+            run=run,
+            threads=threads,
+            make_current=False,
+            data=data,
+            learning=learning(run),
+        )
+    trained = [run for _, _, run in pending]
+    del data
+    runs = [run for variant in variants for run in variant.runs]
+    scored = score_runs(
+        sources, runs, split=split, reading=silent if trained else reading, scoring=scoring
+    )
+    full = variants[0].runs
+    evaluations = {
+        variant.name: measure(
+            scored,
+            variant.runs,
+            against=[] if variant.name == FULL else full,
+            started=time.monotonic(),
+        )
+        for variant in variants
+    }
+    return AblationStudy(
+        recipe=recipe.name,
+        rows=scored.rows,
+        evaluations=evaluations,
+        scored=scored,
+        trained=trained,
+        notes=notes,
+        seconds=time.monotonic() - started,
+    )
+
+
+def plan_variants(
+    sources: Sources,
+    recipe: Recipe,
+    *,
+    num_seeds: int = 1,
+    ablations: Mapping[str, Callable[[Recipe], Recipe]] = ABLATIONS,
+) -> tuple[list[Variant], list[str]]:
+    """What :func:`ablate` trains.
+
+    Returns:
+        The variants, the full model first, and why some are missing.
+    """
+    notes = []
+    chosen = [(FULL, recipe, sources)]
+    for name, ablation in ablations.items():
+        changed = ablation(recipe)
+        if changed == recipe:
+            notes.append(f"{name} left out: {recipe.name} has no such part")
+        else:
+            chosen.append((name, changed, sources))
+    untuned = _untuned(sources)
+    if isinstance(untuned, Sources):
+        chosen.append((UNTUNED, recipe, untuned))
+    else:
+        notes.append(f"{UNTUNED} left out: {untuned}")
+    variants = []
+    for name, changed, own in chosen:
+        label = f"{recipe.name}-{name}"
+        seeds = range(recipe.training.seed, recipe.training.seed + num_seeds)
+        variants.append(
+            Variant(
+                name=name,
+                recipe=replace(changed, name=label, baseline=True),
+                sources=own,
+                runs=[f"{label}-seed{seed}" for seed in seeds],
+            )
+        )
+    return variants, notes
+
+
+def _untuned(sources: Sources) -> Sources | str:
+    """The same on the vectors of the language model before domain tuning, or why not."""
+    encoders = table_encoders(sources.home)
+    current = [e for e in encoders if e.fingerprint == sources.table.fingerprint]
+    if not current or not (Path(current[0].model) / TUNING_FILE).is_file():
+        return "the current encoder is not a tuned one"
+    tuning = TuningManifest.load(Path(current[0].model) / TUNING_FILE, made_by="longtrail tune")
+    unlike = {"model", "model_fingerprint", "fingerprint"}
+    for encoder in encoders:
+        if encoder.model_fingerprint == tuning.base_model_fingerprint and encoder.model_dump(
+            exclude=unlike
+        ) == current[0].model_dump(exclude=unlike):
+            return sources.with_encoder(encoder.fingerprint)
+    return (
+        f"{sources.home.root} has no vectors of {tuning.base_model} with the same settings; "
+        "`longtrail encode` with it makes them, and with the tuned model again makes that current"
+    )
+
+
+def _is_finished(sources: Sources, recipe: Recipe, run: str) -> bool:
+    """Whether a run of this very recipe, data and encoder is there.
+
+    Raises:
+        ArtifactError: If a run of this name is there, but of others.
+    """
+    if not (sources.home.runs / run / MANIFEST_FILE).is_file():
+        return False
+    manifest = load_manifest(sources.home, run)
+    expected = describe_recipe(recipe)
+    there = {name: manifest.config.get(name) for name in expected}
+    same = (
+        _plain(there) == _plain(expected)
+        and manifest.source_fingerprint == sources.manifest.source_fingerprint
+        and manifest.encoder_fingerprint == sources.table.fingerprint
+    )
+    if not same:
+        raise ArtifactError(
+            f"run {run!r} was trained with other settings, data or vectors: delete "
+            f"{sources.home.runs / run} to train it anew"
+        )
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,326 @@
+"""Gradient-boosted trees on every number that the reader and the evidence give, as a click model.
+
+The trees are grown by a library and then copied into tensors, so that they are exported, scored
+and served like any other model here, and can stand beside a network (:class:`Ensemble`).
+
+Shapes: R = flat candidates, F = features, T = trees, K = nodes of all trees, end to end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from torch import Tensor, nn
+
+from feature_repo.errors import LongtrailError
+from training.batches import iterate, plan_batches
+from training.candidates import FlatCandidates
+from training.config import TreesConfig
+from training.dataset import ClickData
+from training.metrics import auc
+from training.program_inputs import ClickModel, ProgramInputs
+from training.schema import InputSchema
+from training.scoring import BATCH_CONTEXTS, MAX_CANDIDATES
+
+CHUNK_ROWS = 4096
+"""Rows of one walk down the trees: R x T places stay within a few megabytes."""
+
+
+@dataclass(frozen=True)
+class GrownTrees:
+    """Trees as arrays; ``x <= threshold`` goes left.
+
+    Args:
+        feature: int [K]; 0 in leaves.
+        threshold: float64 [K].
+        missing_left: bool [K]; where NaN goes.
+        left: int [K]; place of the left child, in leaves the leaf itself.
+        right: int [K]; likewise.
+        value: float64 [K]; logit that a leaf adds.
+        roots: int [T].
+        depth: Steps from a root to its deepest leaf, of all trees.
+        base: Logit before any tree.
+    """
+
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    missing_left: NDArray[np.bool_]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    value: NDArray[np.float64]
+    roots: NDArray[np.int64]
+    depth: int
+    base: float
+
+
+class TreeEnsemble(nn.Module):
+    """The sum of the leaves that a row falls into.
+
+    Cost: R x T x depth steps, each four gathers.
+    """
+
+    feature: Tensor
+    threshold: Tensor
+    missing_left: Tensor
+    left: Tensor
+    right: Tensor
+    value: Tensor
+    roots: Tensor
+    depth: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._set(
+            GrownTrees(
+                feature=np.zeros(1, dtype=np.int64),
+                threshold=np.zeros(1),
+                missing_left=np.zeros(1, dtype=bool),
+                left=np.zeros(1, dtype=np.int64),
+                right=np.zeros(1, dtype=np.int64),
+                value=np.zeros(1),
+                roots=np.zeros(1, dtype=np.int64),
+                depth=0,
+                base=0.0,
+            )
+        )
+
+    def set_trees(self, trees: GrownTrees) -> None:
+        """Take the place of the trees that are there."""
+        self._set(trees)
+
+    def _set(self, trees: GrownTrees) -> None:
+        # Inputs are float32: the largest float32 at or below a threshold splits them alike.
+        threshold = trees.threshold.astype(np.float32)
+        above = threshold.astype(np.float64) > trees.threshold
+        threshold[above] = np.nextafter(threshold[above], np.float32(-np.inf))
+        value = trees.value.astype(np.float64)
+        buffers = {
+            "feature": torch.from_numpy(trees.feature.astype(np.int64)),
+            "threshold": torch.from_numpy(threshold),
+            "missing_left": torch.from_numpy(trees.missing_left.astype(bool)),
+            "left": torch.from_numpy(trees.left.astype(np.int64)),
+            "right": torch.from_numpy(trees.right.astype(np.int64)),
+            "value": torch.from_numpy(value.astype(np.float32)),
+            "roots": torch.from_numpy(trees.roots.astype(np.int64)),
+            "depth": torch.tensor(trees.depth),
+            "base": torch.tensor(trees.base, dtype=torch.float32),
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+        self._steps = trees.depth
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        """Take the sizes of the trees that are loaded."""
+        for name in dict(self.named_buffers(recurse=False)):
+            if prefix + name in state_dict:
+                self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._steps = int(self.depth)
+
+    def forward(self, x: Float[Tensor, "R F"]) -> Float[Tensor, " R"]:
+        """The logits."""
+        if torch.compiler.is_exporting():
+            return self._walk(x)
+        return torch.cat([self._walk(part) for part in torch.split(x, CHUNK_ROWS)])
+
+    def _walk(self, x: Float[Tensor, "R F"]) -> Float[Tensor, " R"]:
+        place = self.roots.expand(x.shape[0], -1)
+        for _ in range(self._steps):
+            values = x.gather(1, self.feature[place])
+            left = torch.where(
+                values.isnan(), self.missing_left[place], values <= self.threshold[place]
+            )
+            place = torch.where(left, self.left[place], self.right[place])
+        base = self.get_buffer("base")
+        return base + self.value[place].sum(-1)
+
+
+class Trees(ClickModel):
+    """Trees on dense features, categories and evidence of all kinds.
+
+    Args:
+        config: How they are grown.
+        schema: What they read.
+    """
+
+    def __init__(self, config: TreesConfig, schema: InputSchema) -> None:
+        super().__init__()
+        self.config = config
+        kinds = config.evidence_kinds
+        chosen = [i for i, n in enumerate(schema.evidence_names) if n.split("_")[0] in kinds]
+        self.register_buffer("evidence_columns", torch.tensor(chosen, dtype=torch.int64))
+        self.ensemble = TreeEnsemble()
+
+    def features(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R F"]:
+        """What the trees see; NaN = missing."""
+        return torch.cat(
+            [
+                flat.spread(torch.cat([inputs.user_dense, inputs.history_totals], dim=-1)),
+                flat.select(inputs.candidate_dense),
+                flat.select(inputs.context),
+                flat.select(inputs.evidence[..., self.get_buffer("evidence_columns")]),
+                flat.select(inputs.candidate_categories).to(inputs.candidate_dense.dtype),
+            ],
+            dim=-1,
+        )
+
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
+        """Logits."""
+        flat = FlatCandidates(inputs.candidate_item_keys)
+        return flat.restore(self.ensemble(self.features(flat, inputs)))
+
+    def fit(self, train: ClickData, valid: ClickData, *, seed: int) -> None:
+        """Grow the trees on ``train`` and keep as many as rank ``valid`` best."""
+        grow = _GROWERS[self.config.library]
+        trees = grow(
+            self.config,
+            self._matrix(train),
+            train.clicked,
+            self._matrix(valid),
+            valid.clicked,
+            seed,
+        )
+        self.ensemble.set_trees(trees)
+
+    def _matrix(self, data: ClickData) -> NDArray[np.float32]:
+        """float32 [R, F] of all rows, in the data's order."""
+        plan = plan_batches(
+            data, batch_contexts=BATCH_CONTEXTS, max_candidates=MAX_CANDIDATES, seed=None
+        )
+        table = torch.zeros(1, 1)  # the features read no vectors
+        matrix: NDArray[np.float32] | None = None
+        for batch in iterate(data, plan, truncate=True):
+            inputs = ProgramInputs(table, *batch.inputs)
+            rows = self.features(FlatCandidates(inputs.candidate_item_keys), inputs).numpy()
+            if matrix is None:
+                matrix = np.empty((len(data), rows.shape[1]), dtype=np.float32)
+            matrix[batch.rows] = rows
+        assert matrix is not None
+        return matrix
+
+
+class Ensemble(ClickModel):
+    """A network and trees: the mean of their logits. While it learns, the network alone.
+
+    Args:
+        network: Any click model.
+        trees: Grown before the network learns.
+    """
+
+    def __init__(self, network: ClickModel, trees: Trees) -> None:
+        super().__init__()
+        self.network = network
+        self.trees = trees
+
+    def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
+        """Logits."""
+        logits = self.network.logits(inputs)
+        if self.training:
+            return logits
+        return (logits + self.trees.logits(inputs)) / 2
+
+
+Matrix = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def _grow_sklearn(
+    config: TreesConfig, x: Matrix, y: Labels, valid_x: Matrix, valid_y: Labels, seed: int
+) -> GrownTrees:
+    model = HistGradientBoostingClassifier(
+        learning_rate=config.learning_rate,
+        max_iter=config.num_trees,
+        max_leaf_nodes=config.num_leaves,
+        max_depth=config.max_depth,
+        min_samples_leaf=config.min_rows_per_leaf,
+        l2_regularization=config.l2,
+        max_features=config.feature_share,
+        early_stopping=False,
+        random_state=seed,
+    ).fit(x, y)
+    scores = [auc(valid_y, chances[:, 1]) for chances in model.staged_predict_proba(valid_x)]
+    kept = int(np.argmax([score or 0.0 for score in scores])) + 1
+    # scikit-learn has no public form of its trees; the version is pinned and a test compares.
+    nodes = [of_class[0].nodes for of_class in model._predictors[:kept]]
+    sizes = np.array([len(tree) for tree in nodes])
+    roots = np.cumsum(sizes) - sizes
+    start = np.repeat(roots, sizes)
+    flat = np.concatenate(nodes)
+    is_leaf = flat["is_leaf"].astype(bool)
+    itself = np.arange(len(flat))
+    return GrownTrees(
+        feature=np.where(is_leaf, 0, flat["feature_idx"]),
+        threshold=np.where(is_leaf, 0.0, flat["num_threshold"]),
+        missing_left=flat["missing_go_to_left"].astype(bool),
+        left=np.where(is_leaf, itself, start + flat["left"]),
+        right=np.where(is_leaf, itself, start + flat["right"]),
+        value=np.where(is_leaf, flat["value"], 0.0),
+        roots=roots,
+        depth=int(flat["depth"].max()),
+        base=float(np.ravel(model._baseline_prediction)[0]),
+    )
+
+
+def _grow_lightgbm(
+    config: TreesConfig, x: Matrix, y: Labels, valid_x: Matrix, valid_y: Labels, seed: int
+) -> GrownTrees:
+    try:
+        import lightgbm
+    except (ImportError, OSError) as error:
+        raise LongtrailError(
+            f"LightGBM cannot be loaded ({error}): install the extra with `pip install "
+            "'longtrail[lightgbm]'` and the system's libgomp, or train the recipe `trees`, which "
+            "needs neither"
+        ) from error
+    train = lightgbm.Dataset(x, y)
+    booster = lightgbm.train(
+        {
+            "objective": "binary",
+            "metric": "auc",
+            "learning_rate": config.learning_rate,
+            "num_leaves": config.num_leaves,
+            "max_depth": config.max_depth,
+            "min_data_in_leaf": config.min_rows_per_leaf,
+            "lambda_l2": config.l2,
+            "feature_fraction_bynode": config.feature_share,
+            "num_threads": torch.get_num_threads(),
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbose": -1,
+            "seed": seed,
+        },
+        train,
+        config.num_trees,
+        valid_sets=[lightgbm.Dataset(valid_x, valid_y, reference=train)],
+        callbacks=[lightgbm.early_stopping(config.num_trees, verbose=False)],
+    )
+    frame = booster.trees_to_dataframe()
+    frame = frame[frame["tree_index"] < (booster.best_iteration or config.num_trees)]
+    place = {name: i for i, name in enumerate(frame["node_index"])}
+    is_leaf = frame["left_child"].isna().to_numpy()
+    names = {name: i for i, name in enumerate(booster.feature_name())}
+    itself = np.arange(len(frame))
+    left = np.array([place.get(name, -1) for name in frame["left_child"]])
+    right = np.array([place.get(name, -1) for name in frame["right_child"]])
+    roots = np.flatnonzero(frame["node_depth"].to_numpy() == 1)
+    return GrownTrees(
+        feature=np.array([names.get(name, 0) for name in frame["split_feature"]]),
+        threshold=np.where(is_leaf, 0.0, frame["threshold"].astype(np.float64)),
+        missing_left=frame["missing_direction"].eq("left").to_numpy(),
+        left=np.where(is_leaf, itself, left),
+        right=np.where(is_leaf, itself, right),
+        value=np.where(is_leaf, frame["value"], 0.0).astype(np.float64),
+        roots=roots,
+        depth=int(frame["node_depth"].max()) - 1,
+        base=0.0,  # LightGBM keeps it in the first tree's leaves
+    )
+
+
+Grower = Callable[[TreesConfig, Matrix, Labels, Matrix, Labels, int], GrownTrees]
+_GROWERS: dict[str, Grower] = {"sklearn": _grow_sklearn, "lightgbm": _grow_lightgbm}
