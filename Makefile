@@ -8,7 +8,7 @@ export LONGTRAIL_PROFILE := $(or $(PROFILE),$(LONGTRAIL_PROFILE),embedded)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test bench-quality bench-efficiency check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,12 @@ demo: $(READY) ## Every step on the built-in shop, or on DATASET=file.toml
 
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest -q
+
+bench-quality: $(READY) ## The README's table of models; an hour and a half on two cores, goes on after a kill
+	$(BIN)/python -m benchmarks.bench_quality
+
+bench-efficiency: $(READY) ## BAHE against the language model over the full text: time and memory
+	$(BIN)/python -m benchmarks.bench_bahe_vs_full_text
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from benchmarks.results_file import write_result
 from feature_repo.dataset import load_dataset
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
+from feature_repo.item_neighbors import build_item_neighbors
 from feature_repo.item_stats import build_item_stats
 from feature_repo.manifest import load_manifest
 from feature_repo.materialize import apply, materialize
@@ -70,7 +71,7 @@ def make_home(folder: Path, num_users: int, snapshots_per_user: int) -> Home:
     home = Home(folder / "home")
     ingest(home, load_dataset(folder / "data.toml", data_dir=folder))
     manifest = load_manifest(home)
-    for build in (build_sequences, build_user_stats, build_item_stats):
+    for build in (build_sequences, build_user_stats, build_item_stats, build_item_neighbors):
         build(home, manifest, silent)
     apply(home, "embedded")
     return home

@@ -9,16 +9,19 @@ computes (ids, counts, text, trees alike), needs no gradients, and an exported p
 
 Limits. Contributions do not add up to the whole: two behaviours that say the same hide each other,
 and each seems to add nothing; so behaviours of one scene with the same text are left out together
-by default. Features that were computed before the request (the user's and the item's dense columns)
-stay as they are, whatever they count: what a behaviour does through them is not seen. A left-out
-behaviour leaves its place empty; the others keep their positions and ages. Differences near
-rounding (1e-5) mean nothing.
+by default. Features that were computed before the request (the user's and the item's dense columns,
+the item's neighbours) stay as they are, whatever they count: what a behaviour does through them is
+not seen. A left-out behaviour leaves its place empty; the others keep their positions and ages.
+Differences near rounding (1e-5) mean nothing.
 
-Shapes: S = scenes, M = behaviours per scene, G = behaviours or groups looked at, B = contexts of
-one call; the others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`.
+The whole kept history is looked at, beyond what the program reads of it: a behaviour too old for
+the program still speaks through the evidence, which is counted anew without it.
+
+Shapes: S = scenes, N = behaviours kept per scene, G = behaviours or groups looked at, B = contexts
+of one call; the others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders.evidence import candidate_evidence
 from encoders.inputs import ItemInputs, UserInputs
+from encoders.table import EmbeddingTable
 
 DEFAULT_MAX_BEHAVIORS = 50
 CHUNK_CONTEXTS = 64
@@ -65,24 +70,27 @@ class Attribution:
 
 def attribute(
     score: Callable[..., Tensor],
-    table: Tensor,
+    table: EmbeddingTable,
     user: UserInputs,
     item: ItemInputs,
     context: NDArray[np.float32],
     *,
+    sequence_length: int,
     max_behaviors: int = DEFAULT_MAX_BEHAVIORS,
     group_by_text: bool = True,
 ) -> Attribution:
     """Leave behaviours out, one by one or text by text, and see what the logit does.
 
-    Cost: ``ceil((G + 2) / 64)`` calls of the program with up to 64 contexts of one candidate each.
+    Cost: ``ceil((G + 2) / 64)`` calls of the program with up to 64 contexts of one candidate each,
+    and the evidence of one candidate ``G + 2`` times.
 
     Args:
         score: The program: takes its inputs in order, gives logits [B, 1].
-        table: float32 [V, D].
-        user: Inputs of exactly one user.
-        item: Inputs of exactly one item.
+        table: Vectors of the texts.
+        user: Inputs of exactly one user, the whole kept history.
+        item: Inputs of exactly one item, with its neighbours.
         context: float32 [Fx]; NaN = missing.
+        sequence_length: M, the newest behaviours per scene that the program reads.
         max_behaviors: Look at the newest ones only, at least 1; of groups, at those whose newest
             behaviours are the newest. A group is always left out as a whole.
         group_by_text: Leave out together what has the same text (or, where a text is not in the
@@ -104,8 +112,8 @@ def attribute(
     without = np.concatenate([groups, np.zeros_like(there)[None], there[None]])
     logits = np.concatenate(
         [
-            _logits(score, table, user, item, context, without[start : start + CHUNK_CONTEXTS])
-            for start in range(0, len(without), CHUNK_CONTEXTS)
+            _logits(score, table, variants.last(sequence_length), item, context, evidence)
+            for variants, evidence in _variants(table, user, item, without)
         ]
     )
     return Attribution(
@@ -124,7 +132,7 @@ def _groups(
     """What is left out together, newest first.
 
     Returns:
-        bool [G, S, M], True = left out; and scene and position of each group's newest, [G, 2].
+        bool [G, S, N], True = left out; and scene and position of each group's newest, [G, 2].
     """
     rows, keys = user.history_rows[0], user.history_item_keys[0]
     scenes, places = np.nonzero((rows != 0) | (keys != 0))
@@ -147,23 +155,41 @@ def _groups(
     return groups, np.stack([scenes[first], places[first]], axis=1).astype(np.int64)
 
 
+def _variants(
+    table: EmbeddingTable, user: UserInputs, item: ItemInputs, without: NDArray[np.bool_]
+) -> Iterator[tuple[UserInputs, NDArray[np.float32]]]:
+    """The user without what is marked in bool [G, S, N], and the evidence [B, 1, E] of that."""
+    for start in range(0, len(without), CHUNK_CONTEXTS):
+        chunk = without[start : start + CHUNK_CONTEXTS]
+        totals = np.maximum(user.history_totals - chunk.sum(axis=-1), 0).astype(np.float32)
+        variants = UserInputs(
+            history_rows=np.where(chunk, 0, user.history_rows),
+            history_item_keys=np.where(chunk, 0, user.history_item_keys),
+            history_ages=np.where(chunk, np.float32(0), user.history_ages),
+            history_totals=totals,
+            user_dense=np.repeat(user.user_dense, len(chunk), axis=0),
+        )
+        evidence = [candidate_evidence(variants, row, item, table) for row in range(len(chunk))]
+        yield variants, np.stack(evidence)
+
+
 def _logits(
     score: Callable[..., Tensor],
-    table: Tensor,
-    user: UserInputs,
+    table: EmbeddingTable,
+    users: UserInputs,
     item: ItemInputs,
     context: NDArray[np.float32],
-    without: NDArray[np.bool_],
+    evidence: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Logits [B] of the histories without the behaviours marked in bool [B, S, M]."""
-    num = len(without)
-    left_out = without.sum(axis=-1)
+    """Logits [B] of one item for B contexts."""
+    num = len(evidence)
     inputs = (
-        np.where(without, 0, user.history_rows),
-        np.where(without, 0, user.history_item_keys),
-        np.where(without, np.float32(0), user.history_ages),
-        np.maximum(user.history_totals - left_out, 0).astype(np.float32),
-        np.repeat(user.user_dense, num, axis=0),
+        table.vectors,
+        users.history_rows,
+        users.history_item_keys,
+        users.history_ages,
+        users.history_totals,
+        users.user_dense,
         *(
             np.repeat(values[None], num, axis=0)
             for values in (
@@ -174,7 +200,8 @@ def _logits(
                 context[None],
             )
         ),
+        evidence,
     )
     with torch.inference_mode():
-        logits = score(table, *(torch.from_numpy(values) for values in inputs))
+        logits = score(*(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs))
     return logits[:, 0].numpy()

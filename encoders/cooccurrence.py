@@ -258,6 +258,7 @@ def _baskets(home: Home, start: datetime, stop: datetime, largest: int) -> Itera
             }
         ) as connection,
     ):
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         connection.execute(
             _BASKETS,
             {

@@ -11,10 +11,13 @@ Three kinds of evidence, told by the first part of the name:
 - ``text_<scene>_*``: cosines of the candidate's text with the newest texts of the scene, behaviours
   about the candidate itself left out. NaN where there is none.
 
-Shapes: S = scenes, N = behaviours kept per scene, C = candidates, K = neighbours, E = values.
+Shapes: S = scenes, N = behaviours kept per scene, C = candidates, K = neighbours, E = values,
+H = behaviours of all scenes that name an item, G = distinct items among them, L = behaviours of a
+scene whose texts are compared.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,8 @@ RECENT_DAYS = 90.0
 """Decay of the ``recent`` values: ``exp(-age / RECENT_DAYS)``."""
 NEWEST_DAYS = 15.0
 _DAY_S = 86_400.0
+_FILTER_BITS = 14
+"""A thousand items leave 1 of 16 keys that are not among them to be searched for."""
 
 
 def evidence_names(scenes: Sequence[str]) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ def candidate_evidence(
 ) -> NDArray[np.float32]:
     """The evidence of candidates for one user.
 
-    Cost: two sorts of the history, then ``C (S + K) log N``.
+    Cost: one sort of the history, then ``C (S + K) log N`` and ``C S L D``.
 
     Args:
         user: Users with their whole kept histories.
@@ -60,121 +65,167 @@ def candidate_evidence(
     Returns:
         float32 [C, E], in the order of :func:`evidence_names`; NaN = nothing to say.
     """
-    keys, ages = user.history_item_keys[row], user.history_ages[row]
-    parts = [
-        _same(keys[scene], ages[scene], items.candidate_item_keys) for scene in range(len(keys))
-    ]
-    parts.append(_near(keys, ages, items))
-    titles = _directions(table, items.candidate_rows)
-    rows = user.history_rows[row]
-    for scene in range(len(keys)):
-        newest = slice(-TEXT_LENGTH, None)
-        parts.append(
-            _text(
-                _directions(table, rows[scene, newest]),
-                rows[scene, newest] != 0,
-                keys[scene, newest],
-                ages[scene, newest],
-                titles,
-                items,
-            )
-        )
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+    keys, ages, rows = user.history_item_keys[row], user.history_ages[row], user.history_rows[row]
+    num, num_scenes = len(items.candidate_item_keys), len(keys)
+    met = _met_items(keys, ages)
+    newest = slice(-TEXT_LENGTH, None)
+    parts = (
+        _same(met, num_scenes, items.candidate_item_keys),
+        _near(met, items),
+        _text(rows[:, newest], keys[:, newest], ages[:, newest], items, table),
+    )
+    flat = [part.reshape(num, part.shape[1] * part.shape[2]) for part in parts]
+    return np.concatenate(flat, axis=1)
 
 
-def _same(
-    keys: NDArray[np.int64], ages: NDArray[np.float32], candidates: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Count, ages of newest, second newest and oldest in days, and how regular.
+@dataclass(frozen=True)
+class _MetItems:
+    """The items of a history: behaviours by item, of one item by scene, of those oldest first.
+
+    Args:
+        keys: int64 [G], ascending.
+        starts: int64 [G, S]; where an item's behaviours in a scene begin.
+        counts: int64 [G, S]; how many there are.
+        ages: float32 [H].
+        moments: int64 [H]; number of the behaviour's moment, ascending in each scene.
+        last_moments: int64 [S]; of each scene's newest behaviour.
+    """
+
+    keys: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    ages: NDArray[np.float32]
+    moments: NDArray[np.int64]
+    last_moments: NDArray[np.int64]
+
+
+def _met_items(keys: NDArray[np.int64], ages: NDArray[np.float32]) -> _MetItems:
+    num_scenes, num_kept = keys.shape
+    there = (keys != 0).reshape(-1).nonzero()[0]
+    scenes = there // num_kept
+    keys, ages = keys.reshape(-1)[there], ages.reshape(-1)[there]
+    # Where a scene begins does not matter: only moments of one scene are compared.
+    moments = np.zeros(len(ages), dtype=np.int64)
+    np.cumsum(ages[1:] != ages[:-1], out=moments[1:])
+    ends = scenes.searchsorted(np.arange(1, num_scenes + 1))
+    order = keys.argsort(kind="stable")
+    keys = keys[order]
+    new = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    first = new.nonzero()[0]
+    cells = (new.cumsum() - 1) * num_scenes + scenes[order]
+    counts = np.bincount(cells, minlength=len(first) * num_scenes)
+    return _MetItems(
+        keys=keys[first],
+        starts=(counts.cumsum() - counts).reshape(-1, num_scenes),
+        counts=counts.reshape(-1, num_scenes),
+        ages=ages[order],
+        moments=moments[order],
+        last_moments=moments[np.maximum(ends - 1, 0)] if len(moments) else ends,
+    )
+
+
+def _same(met: _MetItems, num_scenes: int, candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Count, ages of newest, second newest and oldest in days, and how regular, [C, S, 6].
 
     ``basket_share`` is the count over the user's distinct moments since the oldest, that included;
     ``baskets_since`` the moments after the newest.
     """
-    result = np.full((len(candidates), len(SAME)), np.nan, dtype=np.float32)
-    there = keys != 0
-    keys, ages = keys[there], ages[there]
-    if not len(keys):
+    result = np.full((len(candidates), num_scenes, len(SAME)), np.nan, dtype=np.float32)
+    if not len(met.keys):
         return result
-    order = np.argsort(keys, kind="stable")  # of one key the oldest first
-    ordered = keys[order]
-    low = np.searchsorted(ordered, candidates)
-    high = np.searchsorted(ordered, candidates, side="right")
-    has = high > low
-    low, high = low[has], high[has]
-    newest, oldest = order[high - 1], order[low]
-    count = high - low
-    previous = np.where(count > 1, ages[order[np.maximum(high - 2, 0)]], np.nan)
-    basket = np.cumsum(np.r_[True, ages[1:] != ages[:-1]])
-    result[has] = np.stack(
-        [
-            count,
-            ages[newest] / _DAY_S,
-            previous / _DAY_S,
-            ages[oldest] / _DAY_S,
-            count / (basket[-1] - basket[oldest] + 1),
-            basket[-1] - basket[newest],
-        ],
-        axis=1,
-    )
+    place = np.minimum(met.keys.searchsorted(candidates), len(met.keys) - 1)
+    counts = np.where((met.keys[place] == candidates)[:, None], met.counts[place], 0)
+    which, scenes = counts.nonzero()
+    count = counts[which, scenes]
+    oldest = met.starts[place[which], scenes]
+    newest = oldest + count - 1
+    last = met.last_moments[scenes]
+    days = met.ages / _DAY_S
+    values = np.empty((len(SAME), len(count)))
+    values[0] = count
+    values[1] = days[newest]
+    values[2] = np.where(count > 1, days[np.maximum(newest - 1, 0)], np.nan)
+    values[3] = days[oldest]
+    values[4] = count / (last - met.moments[oldest] + 1)
+    values[5] = last - met.moments[newest]
+    result[which, scenes] = values.T
     return result
 
 
-def _near(
-    keys: NDArray[np.int64], ages: NDArray[np.float32], items: ItemInputs
-) -> NDArray[np.float32]:
-    """Sums and largest of the weights of met neighbours, plain and decayed with their age."""
-    num = len(items.candidate_item_keys)
-    there = keys != 0
-    met, met_ages = keys[there], ages[there]
-    if not len(met) or not items.neighbor_keys.shape[1]:
-        return np.zeros((num, len(NEAR_WEIGHTS) * len(NEAR)), dtype=np.float32)
-    order = np.lexsort((met_ages, met))
-    met, first = np.unique(met[order], return_index=True)
-    days = met_ages[order][first] / np.float32(_DAY_S)
-    place = np.minimum(np.searchsorted(met, items.neighbor_keys), len(met) - 1)
-    found = (met[place] == items.neighbor_keys) & (items.neighbor_keys != 0)
-    weights = np.where(found[..., None], items.neighbor_weights, np.float32(0))  # (C, K, 2)
-    recent = weights * np.exp(-days / np.float32(RECENT_DAYS))[place][..., None]
-    newest = weights * np.exp(-days / np.float32(NEWEST_DAYS))[place][..., None]
-    values = np.stack(
-        [weights.sum(1), weights.max(1), recent.sum(1), recent.max(1), newest.sum(1)], axis=-1
-    )
-    return values.reshape(num, -1)  # (C, 2, 5) -> (C, 10)
+def _near(met: _MetItems, items: ItemInputs) -> NDArray[np.float32]:
+    """Sums and largest of the weights of met neighbours, plain and decayed, [C, 2, 5]."""
+    num, num_neighbors = items.neighbor_keys.shape
+    result = np.zeros((num, len(NEAR_WEIGHTS), len(NEAR)), dtype=np.float32)
+    if not len(met.keys) or not num_neighbors:
+        return result
+    candidates, neighbors, place = _places(met.keys, items.neighbor_keys)
+    firsts = met.starts[:, 0]  # an item's behaviours begin with its first scene's
+    days = np.minimum.reduceat(met.ages, firsts) / np.float32(_DAY_S)
+    decays = np.ones((len(days), 3), dtype=np.float32)
+    decays[:, 1] = np.exp(-days / np.float32(RECENT_DAYS))
+    decays[:, 2] = np.exp(-days / np.float32(NEWEST_DAYS))
+    found = items.neighbor_weights[candidates, neighbors]
+    # Neighbours first: sums over them go by whole rows.
+    weights = np.zeros((num_neighbors, num, len(NEAR_WEIGHTS), 3), dtype=np.float32)
+    weights[neighbors, candidates] = found[:, :, None] * decays[place][:, None]
+    result[..., 0::2] = weights.sum(axis=0)  # plain, recent, newest
+    result[..., 1::2] = weights.max(axis=0)[..., :2]
+    return result
+
+
+def _places(
+    keys: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of each wanted key [C, K] that is among ascending ``keys``, and where."""
+    # Keys are hashes: their last bits alone tell most that are not there from all that are.
+    last_bits = np.zeros(1 << _FILTER_BITS, dtype=bool)
+    last_bits[keys & (len(last_bits) - 1)] = True
+    num_columns = wanted.shape[1]
+    wanted = wanted.reshape(-1)
+    maybe = last_bits[wanted & (len(last_bits) - 1)].nonzero()[0]
+    place = np.minimum(keys.searchsorted(wanted[maybe]), len(keys) - 1)
+    there = keys[place] == wanted[maybe]
+    rows, columns = np.divmod(maybe[there], num_columns)
+    return rows, columns, place[there]
 
 
 def _text(
-    history: NDArray[np.float32],
-    there: NDArray[np.bool_],
+    rows: NDArray[np.int64],
     keys: NDArray[np.int64],
     ages: NDArray[np.float32],
-    titles: NDArray[np.float32],
     items: ItemInputs,
+    table: EmbeddingTable,
 ) -> NDArray[np.float32]:
-    """Largest and mean cosine, and the largest one decayed with its behaviour's age."""
-    result = np.full((len(titles), len(TEXT)), np.nan, dtype=np.float32)
-    if not there.any():
+    """Largest and mean cosine, and the largest one decayed with its behaviour's age, [C, S, 3]."""
+    candidates, candidate_rows = items.candidate_item_keys, items.candidate_rows
+    num, (num_scenes, length) = len(candidates), rows.shape
+    result = np.full((num, num_scenes, len(TEXT)), np.nan, dtype=np.float32)
+    there = rows != 0
+    scenes = there.any(axis=1).nonzero()[0]
+    if not len(scenes):
         return result
-    same = (items.candidate_item_keys[:, None] == keys) & (keys != 0)
-    kept = there & ~same & (items.candidate_rows != 0)[:, None]
-    some = kept.any(axis=1)
-    cosines = titles @ history.T
-    decayed = cosines * np.exp(-ages / np.float32(RECENT_DAYS * _DAY_S))
-    result[some] = np.stack(
-        [
-            np.where(kept, cosines, -1).max(axis=1),
-            (cosines * kept).sum(axis=1) / np.maximum(kept.sum(axis=1), 1),
-            np.where(kept, decayed, -1).max(axis=1),
-        ],
-        axis=1,
-    )[some]
+    rows, keys, ages, there = rows[scenes], keys[scenes], ages[scenes], there[scenes]
+    units = _directions(table, np.concatenate([candidate_rows, rows.reshape(-1)]))
+    titles, history = units[:num], units[num:].reshape(len(scenes), length, -1)
+    cosines = titles @ history.transpose(0, 2, 1)  # (S, C, L)
+    same = (candidates[:, None] == keys[:, None]) & (keys != 0)[:, None]
+    kept = (there[:, None] & ~same) & (candidate_rows != 0)[:, None]
+    number = kept.sum(axis=-1)
+    decayed = cosines * np.exp(-ages / np.float32(RECENT_DAYS * _DAY_S))[:, None]
+    mean = (cosines * kept).sum(axis=-1) / np.maximum(number, 1)
+    left_out = ~kept
+    cosines[left_out] = decayed[left_out] = -1
+    values = np.stack([cosines.max(axis=-1), mean, decayed.max(axis=-1)], axis=-1)
+    values[number == 0] = np.nan
+    result[:, scenes] = values.transpose(1, 0, 2)
     return result
 
 
 def _directions(table: EmbeddingTable, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Unit vectors of table rows; zero for row 0."""
-    vectors = np.asarray(table.vectors[rows], dtype=np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = np.divide(
-        vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0
-    )
-    return directions
+    vectors = np.asarray(table.vectors).take(rows, axis=0).astype(np.float32, copy=False)
+    lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+    lengths[lengths == 0] = 1
+    vectors /= lengths
+    return vectors

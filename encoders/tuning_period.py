@@ -47,6 +47,7 @@ def choose_until(home: Home, manifest: DataManifest, *, min_events: int = MIN_EV
     if not home.impressions.exists():
         return manifest.split.valid
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         first = connection.execute(
             _FIRST_TRAINING, {"impressions": str(home.impressions)}
         ).fetchone()[0]
@@ -64,6 +65,7 @@ def seen_labels(home: Home, until: datetime) -> dict[str, int]:
     if not home.impressions.exists():
         return {}
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         rows = connection.execute(
             _SEEN_LABELS, {"impressions": str(home.impressions), "until": until}
         ).fetchall()

@@ -28,12 +28,11 @@ class Ragged:
     def right_aligned(self, width: int) -> NDArray[Any]:
         """Dense [R, width], zeros to the left; the last ``width`` of longer lists."""
         kept = np.minimum(self.lengths, width)
-        ends = np.cumsum(self.lengths)
-        place = np.arange(width)[None, :] - (width - kept)[:, None]
-        mask = place >= 0
-        source = (ends - kept)[:, None] + place
-        dense = np.zeros((len(self.lengths), width), dtype=self.values.dtype)
-        dense[mask] = self.values[source[mask]]
+        within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        rows = np.repeat(np.arange(len(kept)), kept)
+        source = np.repeat(np.cumsum(self.lengths) - kept, kept) + within
+        dense = np.zeros((len(kept), width), dtype=self.values.dtype)
+        dense[rows, np.repeat(width - kept, kept) + within] = self.values[source]
         return dense
 
 

@@ -323,6 +323,7 @@ def engine(home: Home, what: str, *, threads: int) -> Iterator[Any]:
         preserve_insertion_order=False,
         temp_directory=str(spill),
     )
+    connection.raw_sql("SET enable_progress_bar = false")  # it would go to stdout
     try:
         yield connection
     finally:

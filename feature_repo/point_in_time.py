@@ -7,6 +7,7 @@ then just the rows that were found are read. A test proves both equal, value by 
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -55,6 +56,7 @@ def latest_rows(
             f"AND r.time <= s.event_timestamp + to_microseconds({ttl // timedelta(microseconds=1)})"
         )
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         connection.execute("SET TimeZone = 'UTC'")
         if threads:
             connection.execute(f"SET threads = {threads}")
@@ -79,8 +81,9 @@ def latest_rows(
     place = np.full(len(times), -1, dtype=np.int64)
     place[found["request"].to_numpy()] = inverse.reshape(-1)
     tables = list(_read_rows(found, located, columns))
-    if not tables:
-        return pa.table({name: pa.nulls(0) for name in columns}), place
+    if not tables:  # no rows, and yet columns of the right types
+        schema = pq.read_schema(min(Path(files).parent.glob(Path(files).name)))
+        return schema.empty_table().select(list(columns)), place
     return pa.concat_tables(tables), place
 
 
@@ -100,6 +103,7 @@ def newest_rows(
         The number of keys, and their rows in batches; memory is that of one row group.
     """
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         connection.execute("SET TimeZone = 'UTC'")
         found = connection.sql(
             f"""

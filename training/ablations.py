@@ -30,8 +30,14 @@ def _changed(recipe: Recipe, **values: Any) -> Recipe:
 
 
 def without_text(recipe: Recipe) -> Recipe:
-    """No language model and no text similarity; the vectors' plain pooling is what remains."""
-    return _changed(recipe, use_deep_half=False, use_text_evidence=False)
+    """Nothing of any text: ids, times and numbers remain."""
+    return _changed(
+        recipe,
+        use_text=False,
+        use_deep_half=False,
+        use_text_evidence=False,
+        use_target_attention=False,
+    )
 
 
 def without_deep_half(recipe: Recipe) -> Recipe:

@@ -86,28 +86,53 @@ class TargetAttention(nn.Module):
             cosines: Of candidate and behaviour in table space; the head computes them anyway.
             same: True where the behaviour is about the candidate itself.
         """
+        scenes = [
+            self.scene(
+                scene,
+                history[:, scene],
+                ages[:, scene],
+                keep[:, scene],
+                candidates,
+                cosines[:, scene],
+                same[:, scene],
+            )
+            for scene in range(history.shape[1])
+        ]
+        return torch.cat(scenes, dim=-1)
+
+    def scene(
+        self,
+        scene: int,
+        history: Float[Tensor, "B M D"],
+        ages: Float[Tensor, "B M"],
+        keep: Bool[Tensor, "B M"],
+        candidates: Float[Tensor, "B C D"],
+        cosines: Float[Tensor, "B C M"],
+        same: Bool[Tensor, "B C M"],
+    ) -> Float[Tensor, "B C HE"]:
+        """What every candidate finds in one scene; see :meth:`forward`."""
         heads = (self.num_heads, self.head_width)
         # Unit vectors at mean square 1, which a linear layer's usual start expects; the larger
         # tensor is scaled after its map, where it is narrower.
         scale = candidates.shape[-1] ** 0.5
         queries = self.query(candidates * scale).unflatten(-1, heads)
-        queries = queries.transpose(1, 2).unsqueeze(1) / self.head_width**0.5  # (B, 1, H, C, E)
+        queries = queries.transpose(1, 2) / self.head_width**0.5  # (B, H, C, E)
         keys, values = (
-            (self.key_value(history) * scale)
-            .unflatten(-1, (2, *heads))
-            .permute(3, 0, 1, 4, 2, 5)  # (2, B, S, H, M, E)
+            (self.key_value(history) * scale).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+        )  # (2, B, H, M, E)
+        logits = queries @ keys.transpose(-1, -2)  # (B, H, C, M)
+        logits = torch.addcmul(logits, _per_head(self.cosine_weight[scene]), cosines.unsqueeze(1))
+        logits = torch.addcmul(
+            logits, _per_head(self.same_weight[scene]), same.unsqueeze(1).to(logits)
         )
-        logits = queries @ keys.transpose(-1, -2)  # (B, S, H, C, M)
-        logits = torch.addcmul(logits, _per_head(self.cosine_weight), cosines.unsqueeze(2))
-        logits = torch.addcmul(logits, _per_head(self.same_weight), same.unsqueeze(2).to(logits))
-        logits = logits + self.age(ages).transpose(2, 3).unsqueeze(3)
-        logits = logits.masked_fill(~keep[:, :, None, None], -torch.inf)
-        null = _per_head(self.null_logit).expand(*logits.shape[:-1], 1)
+        logits = logits + self.age(ages).transpose(1, 2).unsqueeze(2)
+        logits = logits.masked_fill(~keep[:, None, None], -torch.inf)
+        null = _per_head(self.null_logit[scene]).expand(*logits.shape[:-1], 1)
         # With the null slot there is always something finite, in an empty history too.
         weights = torch.cat([logits, null], dim=-1).softmax(-1)[..., :-1]
-        found: Tensor = weights @ values  # (B, S, H, C, E)
-        return found.permute(0, 3, 1, 2, 4).flatten(2)
+        found: Tensor = weights @ values  # (B, H, C, E)
+        return found.transpose(1, 2).flatten(2)
 
 
-def _per_head(values: Float[Tensor, "S H"]) -> Float[Tensor, "1 S H 1 1"]:
-    return values[None, :, :, None, None]
+def _per_head(values: Float[Tensor, " H"]) -> Float[Tensor, "1 H 1 1"]:
+    return values[None, :, None, None]

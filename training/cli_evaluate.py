@@ -97,7 +97,8 @@ def evaluate(
     from training.ablations import FULL
     from training.ablations import ablate as run_ablations
     from training.devices import torch_threads
-    from training.evaluate import measure, score_runs
+    from training.evaluate import load_rows, measure, score_runs
+    from training.explain import explain_examples
     from training.report import write_report
     from training.sources import Sources
 
@@ -140,6 +141,8 @@ def evaluate(
     for note in notes:
         say(f"Note: {note}")
     if report is not None:
-        write_report(report, evaluation, scored, study=study)
+        rows = load_rows(sources, evaluation.runs[0], split, impressions)
+        examples = explain_examples(sources, evaluation.runs[0], rows)
+        write_report(report, evaluation, scored, study=study, examples=examples)
         result["report"] = str(report)
     emit(result)

@@ -62,6 +62,8 @@ def evidence_kinds(config: UsesEvidence) -> tuple[str, ...]:
 class BaheConfig:
     """The model of :mod:`training.model`."""
 
+    use_text: bool = True
+    """False: nothing of any text: no deep outputs, no text evidence, no attention over texts."""
     use_deep_half: bool = True
     """False: the vectors are pooled without the language model's upper layers."""
     num_deep_layers: int | None = None
@@ -131,6 +133,13 @@ class BaheConfig:
         return evidence_kinds(self)
 
     def __post_init__(self) -> None:
+        if not self.use_text and (
+            self.use_deep_half or self.use_text_evidence or self.use_target_attention
+        ):
+            raise ValueError(
+                "use_text = False leaves nothing for use_deep_half, use_text_evidence and "
+                "use_target_attention: set them to False, too"
+            )
         _at_least(
             1,
             deep_length=self.deep_length,

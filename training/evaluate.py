@@ -181,7 +181,7 @@ def score_runs(
     for members in groups.values():
         own = sources.with_encoder(members[0].encoder_fingerprint)
         schema = InputSchema.of(members[0])
-        rows = _load_rows(sources, schema, split, impressions)
+        rows = load_rows(sources, members[0].run, split, impressions)
         notes += [note for note in _missing_context(rows) if note not in notes]
         longest = max(manifest.sequence_length for manifest in members)
         data = _read(own, rows, schema, longest, in_rounds(reading, len(groups)))
@@ -222,12 +222,11 @@ def _inputs_of(manifest: ArtifactManifest) -> tuple[object, ...]:
     )
 
 
-def _load_rows(
-    sources: Sources, schema: InputSchema, split: str, impressions: Path | None
-) -> Impressions:
+def load_rows(sources: Sources, run: str, split: str, impressions: Path | None) -> Impressions:
+    """The rows of a split or of a file, with the request features that the run reads."""
     if impressions is None:
         return load_impressions(sources.home, sources.manifest, split)
-    return load_impressions_file(impressions, schema.context_names)
+    return load_impressions_file(impressions, load_manifest(sources.home, run).context_names)
 
 
 def _missing_context(rows: Impressions) -> list[str]:

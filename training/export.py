@@ -20,6 +20,7 @@ from feature_repo.progress import Progress, silent
 from training.artifact import load_manifest, load_model
 from training.model import Bahe
 from training.sources import Sources
+from training.trees import Ensemble
 
 CHUNK = 4096
 """Users or items computed at a time."""
@@ -59,6 +60,8 @@ def export_embeddings(
     manifest = load_manifest(sources.home, run)
     sources.check_table(run, manifest.encoder_fingerprint)
     model = load_model(sources, manifest)
+    if isinstance(model, Ensemble):
+        model = model.network
     if not isinstance(model, Bahe):
         raise ArtifactError(
             f"run {run!r} is a {manifest.recipe} model, which has no deep outputs to export: "

@@ -83,15 +83,34 @@ class PiecewiseLinear(nn.Module):
         self, values: Float[Tensor, "R F"]
     ) -> tuple[Float[Tensor, "R FW"], Float[Tensor, " R"]]:
         """The encoded features, and their direct linear part of the logit."""
+        num_features, num_edges = self.edges.shape
+        span = self.edges.diff(dim=1)
+        # A value in bin t has all of the bins below, and a share of its own: two rows of small
+        # tables, instead of num_bins products per feature.
+        channels = torch.cat([self.weight, self.skip.unsqueeze(-1)], dim=-1)  # (F, T + 1, W + 1)
+        of_bins = channels[:, :-1] * (span > 0).unsqueeze(-1)
+        below = of_bins.cumsum(1) - of_bins
+        base = torch.cat([below, channels[:, -1:]], dim=1).flatten(0, 1)  # the last: missing
+        slope = torch.cat([of_bins, torch.zeros_like(channels[:, -1:])], dim=1).flatten(0, 1)
         present = torch.isfinite(values)
-        clean = torch.where(present, values, torch.zeros_like(values)).unsqueeze(-1)
-        low, high = self.edges[:, :-1], self.edges[:, 1:]
-        span = high - low
-        bins = ((clean - low) / torch.where(span > 0, span, torch.ones_like(span))).clamp(0, 1)
-        bins = bins * ((span > 0) & present.unsqueeze(-1))
-        channels = torch.cat([bins, (~present).to(values.dtype).unsqueeze(-1)], dim=-1)
-        encoded = torch.einsum("rft,ftw->rfw", channels, self.weight).flatten(1)
-        return encoded, torch.einsum("rft,ft->r", channels, self.skip)
+        clean = torch.where(present, values, torch.zeros_like(values))
+        bins = torch.searchsorted(self.edges, clean.t().contiguous(), right=True).t() - 1
+        bins = bins.clamp(0, num_edges - 2)
+        place = bins + num_edges * torch.arange(num_features, device=bins.device)
+        low, width = self.edges.flatten()[place], _padded(span).flatten()[place]
+        share = ((clean - low) / torch.where(width > 0, width, torch.ones_like(width))).clamp(0, 1)
+        share = share * (width > 0)
+        missing = num_edges * torch.arange(1, num_features + 1, device=bins.device) - 1
+        place = torch.where(present, place, missing)
+        encoded = functional.embedding(place, base) + share.unsqueeze(-1) * functional.embedding(
+            place, slope
+        )
+        return encoded[..., :-1].flatten(1), encoded[..., -1].sum(1)
+
+
+def _padded(span: Float[Tensor, "F T"]) -> Float[Tensor, "F T1"]:
+    """A column of zeros behind the bins, for the place of missing values."""
+    return functional.pad(span, (0, 1))
 
 
 class LowRankCross(nn.Module):

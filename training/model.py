@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from training.attention import TargetAttention
 from training.candidates import FlatCandidates
 from training.config import BaheConfig
-from training.evidence import AgeDecay, TextEvidence
 from training.inputs import DenseInputs
 from training.layers import LowRankCross, Perceptron, RunningNorm, TableSpace
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
+from training.text_evidence import AgeDecay, TextEvidence
 from training.tower import Tower
 
 
@@ -47,7 +47,8 @@ class Bahe(ClickModel):
         self.config = config
         num_scenes = len(schema.scenes)
         self.space = TableSpace(schema.vector_width)
-        self.tower = Tower(config, schema.vector_width, deep_half, num_scenes=num_scenes)
+        if config.use_text:
+            self.tower = Tower(config, schema.vector_width, deep_half, num_scenes=num_scenes)
         self.dense = DenseInputs(
             schema,
             num_bins=config.num_bins,
@@ -59,9 +60,9 @@ class Bahe(ClickModel):
         if config.use_text_evidence:
             self.decay = AgeDecay(config.num_age_scales)
             self.text = TextEvidence(
-                num_scenes, num_kernels=config.num_kernels, num_scales=config.num_age_scales
+                num_kernels=config.num_kernels, num_scales=config.num_age_scales
             )
-            evidence_width += self.text.output_width
+            evidence_width += num_scenes * self.text.output_width
         if config.use_target_attention:
             self.attention = TargetAttention(schema.vector_width, num_scenes)
             attention_width = self.attention.output_width
@@ -70,6 +71,7 @@ class Bahe(ClickModel):
         nn.init.zeros_(self.evidence_skip.weight)
         # User scenes, item, their products, one similarity per scene.
         deep_width = config.output_width * (2 * num_scenes + 1) + num_scenes
+        deep_width *= config.use_text
         width = deep_width + attention_width + evidence_width + self.dense.output_width
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
@@ -104,41 +106,80 @@ class Bahe(ClickModel):
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits of every candidate."""
         flat = FlatCandidates(inputs.candidate_item_keys)
+        deep = [self._deep(flat, inputs)] if self.config.use_text else []
+        texts, attended = self._texts(flat, inputs)
+        evidence = self.evidence_norm(texts)
+        dense, dense_logit = self.dense(flat, inputs)
+        x = self.input_dropout(torch.cat([*deep, *attended, evidence, dense], dim=-1))
+        logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
+        return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
+
+    def _deep(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R W"]:
+        """Q_u, Q_i, their products, and one similarity per scene."""
         users = flat.spread(
             self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
         )
         items = self.item_vectors(inputs.table, flat.select(inputs.candidate_rows)).unsqueeze(1)
         products = users * items  # (R, S, Q)
         similarity = products.sum(-1) / self.config.output_width**0.5
-        deep = torch.cat([users.flatten(1), items.flatten(1), products.flatten(1), similarity], -1)
-        texts, attended = self._texts(flat, inputs)
-        evidence = self.evidence_norm(texts)
-        dense, dense_logit = self.dense(flat, inputs)
-        x = self.input_dropout(torch.cat([deep, *attended, evidence, dense], dim=-1))
-        logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
-        return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
+        return torch.cat(
+            [users.flatten(1), items.flatten(1), products.flatten(1), similarity], dim=-1
+        )
 
     def _texts(
         self, flat: FlatCandidates, inputs: ProgramInputs
     ) -> tuple[Float[Tensor, "R E"], list[Float[Tensor, "R W"]]]:
         """History sizes with the text evidence, and what attention over the texts gives, if any."""
         newest = slice(-self.config.text_length, None)
-        rows, ages = inputs.history_rows[..., newest], inputs.history_ages[..., newest]
-        keys = inputs.history_item_keys[..., newest]
-        there: Bool[Tensor, "B S M"] = rows != 0
-        sizes = torch.cat([inputs.history_totals, there.sum(-1).to(ages.dtype)], dim=-1)
-        parts, attended = [flat.spread(torch.log1p(sizes))], []
+        there: Bool[Tensor, "B S M"] = inputs.history_rows[..., newest] != 0
+        sizes = torch.cat([inputs.history_totals, there.sum(-1).to(inputs.history_ages)], dim=-1)
+        evidence, attended = [flat.spread(torch.log1p(sizes))], []
         if self.config.use_text_evidence or self.config.use_target_attention:
-            history = self.space.directions(inputs.table[rows])  # (B, S, M, D)
-            titles = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
-            cosines = titles.unsqueeze(1) @ history.transpose(2, 3)  # (B, S, C, M)
-            candidates = inputs.candidate_item_keys[:, None, :, None]  # (B, 1, C, 1)
-            same = (keys.unsqueeze(2) == candidates) & (candidates != 0)
-            if self.config.use_text_evidence:
-                keep = there.unsqueeze(2) & ~same
-                keep = keep & (inputs.candidate_rows != 0)[:, None, :, None]
-                parts.append(flat.select(self.text(cosines, keep, self.decay(ages, there))))
-            if self.config.use_target_attention:
-                values = self.attention(history, ages, there, titles, cosines, same)
-                attended.append(flat.select(values))
-        return torch.cat(parts, dim=-1), attended
+            for scene in range(there.shape[1]):
+                values = self._scene_texts(scene, flat, inputs, there[:, scene])
+                if self.config.use_target_attention:
+                    attended.append(values.pop())
+                evidence += values
+        return torch.cat(evidence, dim=-1), attended
+
+    def _scene_texts(
+        self, scene: int, flat: FlatCandidates, inputs: ProgramInputs, there: Bool[Tensor, "B M"]
+    ) -> list[Float[Tensor, "R W"]]:
+        """One scene's text evidence and attention; eagerly only where there is a history.
+
+        What an empty history gives is zeros, for both.
+        """
+        newest = slice(-self.config.text_length, None)
+        rows, ages, keys = (
+            values[:, scene, newest]
+            for values in (inputs.history_rows, inputs.history_ages, inputs.history_item_keys)
+        )
+        candidate_rows, candidate_keys = inputs.candidate_rows, inputs.candidate_item_keys
+        some = None
+        if not torch.compiler.is_exporting():
+            some = there.any(1)
+            # At least one position, so that a batch without any history needs no branch.
+            first = int(there.any(0).to(torch.uint8).argmax())
+            rows, ages, keys = (values[some, first:] for values in (rows, ages, keys))
+            candidate_rows, candidate_keys = candidate_rows[some], candidate_keys[some]
+            there = there[some, first:]
+        history = self.space.directions(inputs.table[rows])  # (B, M, D)
+        titles = self.space.directions(inputs.table[candidate_rows])  # (B, C, D)
+        cosines = titles @ history.transpose(1, 2)  # (B, C, M)
+        same = (keys.unsqueeze(1) == candidate_keys.unsqueeze(2)) & (candidate_keys != 0)[..., None]
+        here = FlatCandidates(candidate_keys)
+        values = []
+        if self.config.use_text_evidence:
+            keep = there.unsqueeze(1) & ~same & (candidate_rows != 0).unsqueeze(2)
+            decays = here.spread(self.decay(ages, there))  # (R, M, A)
+            values.append(self.text(here.select(cosines), here.select(keep), decays))
+        if self.config.use_target_attention:
+            found = self.attention.scene(scene, history, ages, there, titles, cosines, same)
+            values.append(here.select(found))
+        if some is None:
+            return values
+        owners = flat.spread(some)
+        return [
+            value.new_zeros((flat.num_rows, value.shape[1])).index_put((owners,), value)
+            for value in values
+        ]

@@ -11,6 +11,7 @@ from training.config import (
     DcnConfig,
     DinIdsConfig,
     DinTextConfig,
+    EnsembleConfig,
     FullTextConfig,
     ItemOnlyConfig,
     MeanPoolingConfig,
@@ -218,6 +219,13 @@ def trees() -> Recipe:
     )
 
 
+def bahe_with_trees() -> Recipe:
+    """The base model and trees, the mean of their logits."""
+    base = bahe_base()
+    assert isinstance(base.model, BaheConfig)
+    return replace(base, name="bahe_with_trees", model=EnsembleConfig(bahe=base.model))
+
+
 def trees_lightgbm() -> Recipe:
     """The same by LightGBM; needs the extra ``lightgbm``."""
     return replace(trees(), name="trees_lightgbm", model=TreesConfig(library="lightgbm"))
@@ -240,6 +248,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         bahe_small,
         bahe_base,
         bahe_large,
+        bahe_with_trees,
         popularity,
         repeat_count,
         mean_pooling,

@@ -15,6 +15,7 @@ from training.ablations import FULL, AblationStudy
 from training.bootstrap import NUM_BOOTSTRAP_REPLICATES
 from training.calibration import calibrate, inverse
 from training.evaluate import Evaluation, ScoredRows
+from training.explain import Explanation
 from training.page import Plot, Section, Table, write_page
 from training.scoring import probabilities
 from training.slices import LENGTH_CURVE
@@ -29,17 +30,13 @@ _FIGURES = {
 _COMPARED = ("auc", "gauc", "logloss")
 
 
-Example = tuple[str, Sequence[tuple[str, float]]]
-"""A title, for instance a user and an item, and (behaviour, contribution to the logit) pairs."""
-
-
 def write_report(
     path: Path,
     evaluation: Evaluation,
     scored: ScoredRows,
     *,
     study: AblationStudy | None = None,
-    examples: Sequence[Example] = (),
+    examples: Sequence[Explanation] = (),
 ) -> None:
     """Write the page.
 
@@ -235,12 +232,21 @@ def _ablations(study: AblationStudy) -> Section:
     )
 
 
-def _examples(examples: Sequence[Example]) -> list[Section]:
+def _examples(examples: Sequence[Explanation]) -> list[Section]:
     tables = [
-        Table(title, ["behaviour", "contribution to the logit"], [[t, _signed(v)] for t, v in rows])
-        for title, rows in examples
+        Table(
+            f"user {found.user_id}, item {found.item_id}: {found.title} (logit "
+            f"{found.logit:.3f}; without any history {found.logit_without_history:.3f})",
+            ["behaviour", "adds to the logit"],
+            [[text, _signed(value)] for text, value in found.behaviors],
+        )
+        for found in examples
     ]
-    return [Section("Explained examples", tables=tables)] if tables else []
+    text = (
+        "A behaviour's contribution is the logit minus the logit without it (leaving one out; "
+        "behaviours of one scene with the same text together)."
+    )
+    return [Section("Explained examples", text=text, tables=tables)] if tables else []
 
 
 def _training(evaluation: Evaluation, scored: ScoredRows) -> list[Section]:

@@ -94,7 +94,8 @@ class TreeEnsemble(nn.Module):
 
     def _set(self, trees: GrownTrees) -> None:
         # Inputs are float32: the largest float32 at or below a threshold splits them alike.
-        threshold = trees.threshold.astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32: infinity, and the next lines mend it
+            threshold = trees.threshold.astype(np.float32)
         above = threshold.astype(np.float64) > trees.threshold
         threshold[above] = np.nextafter(threshold[above], np.float32(-np.inf))
         value = trees.value.astype(np.float64)
@@ -233,6 +234,8 @@ Labels = NDArray[np.int64]
 def _grow_sklearn(
     config: TreesConfig, x: Matrix, y: Labels, valid_x: Matrix, valid_y: Labels, seed: int
 ) -> GrownTrees:
+    # scikit-learn cannot bin a column without any value; a constant one is never split.
+    x = np.where(np.isnan(x).all(axis=0), np.float32(0), x)
     model = HistGradientBoostingClassifier(
         learning_rate=config.learning_rate,
         max_iter=config.num_trees,
@@ -309,10 +312,14 @@ def _grow_lightgbm(
     left = np.array([place.get(name, -1) for name in frame["left_child"]])
     right = np.array([place.get(name, -1) for name in frame["right_child"]])
     roots = np.flatnonzero(frame["node_depth"].to_numpy() == 1)
+    threshold = np.where(is_leaf, 0.0, frame["threshold"].astype(np.float64))
     return GrownTrees(
         feature=np.array([names.get(name, 0) for name in frame["split_feature"]]),
-        threshold=np.where(is_leaf, 0.0, frame["threshold"].astype(np.float64)),
-        missing_left=frame["missing_direction"].eq("left").to_numpy(),
+        threshold=threshold,
+        # Where no training row lacked the feature, LightGBM takes a missing value for 0.
+        missing_left=np.where(
+            frame["missing_type"] == "NaN", frame["missing_direction"] == "left", threshold >= 0
+        ),
         left=np.where(is_leaf, itself, left),
         right=np.where(is_leaf, itself, right),
         value=np.where(is_leaf, frame["value"], 0.0).astype(np.float64),

@@ -56,6 +56,7 @@ def test_every_object_says_what_it_is(tmp_path: Path) -> None:
         "user_sequences",
         "user_stats",
         "items",
+        "item_neighbors",
         "user_embeddings",
         "item_embeddings",
     }

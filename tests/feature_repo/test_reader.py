@@ -19,6 +19,7 @@ from feature_repo.errors import MissingStepError
 from feature_repo.features import ItemFeatures, UserFeatures
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
+from feature_repo.item_neighbors import build_item_neighbors
 from feature_repo.item_stats import build_item_stats
 from feature_repo.manifest import EncoderManifest, load_manifest
 from feature_repo.materialize import apply, materialize
@@ -29,6 +30,7 @@ from feature_repo.sequences import build_sequences
 from feature_repo.user_stats import build_user_stats
 from tests.feature_repo.conftest import TOML, write_files
 
+BUILDS = (build_sequences, build_user_stats, build_item_stats, build_item_neighbors)
 ENCODER = EncoderManifest(
     model="a small stand-in", model_fingerprint="0", split_layer=1, pooling="mean", prompt="{text}",
     normalize=True, dtype="float32", max_tokens=8, width=4, fingerprint="abc",
@@ -40,7 +42,7 @@ def build(home: Home, folder: Path) -> None:
     (folder / "kitchen.toml").write_text(TOML, encoding="utf-8")
     ingest(home, load_dataset(folder / "kitchen.toml", data_dir=folder))
     manifest = load_manifest(home)
-    for step in (build_sequences, build_user_stats, build_item_stats):
+    for step in BUILDS:
         step(home, manifest, silent, threads=1)
     behaviors = pq.read_table(home.behaviors)
     ids = behaviors["behavior_id"].to_numpy()
@@ -130,6 +132,7 @@ def test_skew_offline_and_online_give_equal_bytes(reader: FeatureReader) -> None
     assert_equal(
         reader.historical_items(items, times, join="feast"), reader.online_items(items, at=now)
     )
+    assert (reader.online_items(items, at=now).neighbor_keys != 0).any(axis=1)[:6].all()
 
 
 def test_the_fast_join_equals_feasts_value_by_value(home: Home, reader: FeatureReader) -> None:
@@ -223,7 +226,7 @@ def test_leak_events_at_or_after_the_request_change_nothing(
     ingest_only = load_toml_with_threshold(folder)
     ingest(other_home, ingest_only)
     manifest = load_manifest(other_home)
-    for step in (build_sequences, build_user_stats, build_item_stats):
+    for step in BUILDS:
         step(other_home, manifest, silent, threads=1)
     ENCODER.save(other_home.encoder)
     apply(other_home, "embedded")
@@ -280,7 +283,7 @@ def test_parity_finds_no_difference_and_then_one(tmp_path: Path) -> None:
     with (tmp_path / "log.csv").open("a") as log:
         log.write("5,2024-03-30 10:00:00,look,new thing,P1\n")
     ingest(home, load_dataset(tmp_path / "kitchen.toml", data_dir=tmp_path))
-    for step in (build_sequences, build_user_stats, build_item_stats):
+    for step in BUILDS:
         step(home, load_manifest(home), silent, threads=1)
     stale = check_parity(home, "embedded", sample=50)
     assert stale.mismatches > 0
@@ -296,7 +299,7 @@ def test_materialize_copies_what_is_new_and_forgets_what_is_gone(tmp_path: Path)
     kept = [line for line in lines if not line.startswith("5,")]
     (tmp_path / "log.csv").write_text("\n".join(kept) + "\n")
     ingest(home, load_dataset(tmp_path / "kitchen.toml", data_dir=tmp_path))
-    for step in (build_sequences, build_user_stats, build_item_stats):
+    for step in BUILDS:
         step(home, load_manifest(home), silent, threads=1)
     materialize(home, "embedded")
     reader = FeatureReader(home)

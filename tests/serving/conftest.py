@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from encoders.evidence import evidence_names
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
 from feature_repo.behavior import behavior_id, item_key
@@ -33,6 +34,9 @@ KEPT = 6  # N, behaviours that the store keeps
 READ = 4  # M, behaviours that the model reads
 FINGERPRINT = "toy-encoder"
 RUN = "toy-run"
+EVIDENCE = evidence_names(SCENES)
+NEAR_WEIGHT = 0.25
+"""Of an item's neighbour, over baskets; over users half of that."""
 
 VECTORS = {
     # lamps, boats, and one thing that is like nothing else
@@ -51,6 +55,7 @@ class ToyItem:
     price: float = 1.0
     kind: str | None = "lamp"
     recent: float = 0.0
+    near: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ ITEMS = {
     "L1": ToyItem("red lamp", price=2.0, recent=9),
     "L2": ToyItem("green lamp", price=1.0),
     "B1": ToyItem("sail boat", price=1.0, kind="boat"),
-    "B2": ToyItem("row boat", price=1.0, kind="boat"),
+    "B2": ToyItem("row boat", price=1.0, kind="boat", near="B1"),
     # Two of one text, one price and one kind: they tie for everyone.
     "A2": ToyItem("anvil", price=float("nan"), kind=None),
     "A1": ToyItem("anvil", price=float("nan"), kind=None),
@@ -123,6 +128,10 @@ class ToyReader:
             dense=np.array([[r.recent, r.price] for r in rows], dtype=np.float32).reshape(-1, 2),
             dense_names=self.item_dense_names,
             categorical={"kind": np.array([r.kind for r in rows], dtype=object)},
+            neighbor_keys=np.array([[0, item_key(r.near)] for r in rows]).reshape(-1, 2),
+            neighbor_weights=np.array(
+                [[(0, 0), (NEAR_WEIGHT, NEAR_WEIGHT / 2)] for _ in rows], dtype=np.float32
+            ).reshape(-1, 2, 2),
         )
 
     def _sequence(self, rows: list[ToyUser], scene: str) -> SceneSequence:
@@ -159,10 +168,16 @@ def toy_catalog(items: Mapping[str, ToyItem]) -> Catalog:
 
 
 class ToyModel(nn.Module):
-    """Logit = text match + exact matches + price + kind + user activity + context, minus 1."""
+    """Logit = text match + exact matches + price + kind + user activity + context, minus 1.
+
+    Of the evidence it adds half of how often all that is kept holds the candidate, and the sum of
+    the weights of the basket's neighbours.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.counts = [EVIDENCE.index(f"same_{scene}_count") for scene in SCENES]
+        self.near = EVIDENCE.index("near_basket_sum")
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
     def forward(
@@ -178,6 +193,7 @@ class ToyModel(nn.Module):
         candidate_dense: Tensor,
         candidate_categories: Tensor,
         context: Tensor,
+        evidence: Tensor,
     ) -> Tensor:
         freshness = torch.exp(-history_ages / 864_000.0) * (history_rows > 0)
         taste = (table[history_rows] * freshness[..., None]).sum(dim=(1, 2))
@@ -190,12 +206,17 @@ class ToyModel(nn.Module):
         return (
             (text + exact - 0.125 * price + 0.0625 * kind + activity)
             + torch.nan_to_num(context)[..., 0]
+            + 0.5 * torch.nan_to_num(evidence[..., self.counts]).sum(-1)
+            + evidence[..., self.near]
             + self.bias
         )
 
 
 def expected_logit(user: ToyUser, item_id: str, item: ToyItem, slot: float = 0.0) -> float:
-    """The formula of :class:`ToyModel` over the plain data, last READ behaviours per scene."""
+    """The formula of :class:`ToyModel` over the plain data, last READ behaviours per scene.
+
+    The evidence counts the last KEPT.
+    """
     logit = -1.0 + slot - 0.125 * np.nan_to_num(item.price)
     logit += 0.0625 * {"lamp": 1, "boat": 2}.get(item.kind or "", 0)
     logit += float(np.nan_to_num(user.activity)) * len(user.events)
@@ -203,6 +224,10 @@ def expected_logit(user: ToyUser, item_id: str, item: ToyItem, slot: float = 0.0
         for _, text, event_item, days in [e for e in user.events if e[0] == scene][-READ:]:
             match = float(np.dot(VECTORS[text], VECTORS[item.text]))
             logit += match * float(np.exp(-days / 10)) + (event_item == item_id)
+    kept = [e for scene in SCENES for e in [e for e in user.events if e[0] == scene][-KEPT:]]
+    logit += 0.5 * sum(event_item == item_id for *_, event_item, _ in kept)
+    if item.near and item.near in {event_item for *_, event_item, _ in kept}:
+        logit += NEAR_WEIGHT
     return float(logit)
 
 
@@ -218,6 +243,7 @@ def toy_manifest(**changes: Any) -> ArtifactManifest:
         "user_dense_names": ("activity",),
         "item_dense_names": ("price", "purchase_count_30d"),
         "context_names": ("slot",),
+        "evidence_names": EVIDENCE,
         "category_vocabularies": {"kind": ("lamp", "boat")},
         "encoder_fingerprint": FINGERPRINT,
         "encoder_width": 4,
@@ -249,10 +275,11 @@ def export_program(model: nn.Module, *, keep_examples: bool = False) -> bytes:
         torch.zeros(b, c, 2),
         torch.zeros((b, c, 1), dtype=torch.int64),
         torch.zeros(b, c, 1),
+        torch.zeros(b, c, len(EVIDENCE)),
     )
     sizes: dict[str, Any] = {"table": {0: rows}}
     for name in PROGRAM_INPUTS[1:]:
-        of_item = name.startswith("candidate") or name == "context"
+        of_item = name.startswith("candidate") or name in ("context", "evidence")
         sizes[name] = {0: batch, 1: candidates} if of_item else {0: batch}
     program = torch.export.export(model.eval(), example, dynamic_shapes=sizes)
     if not keep_examples:

@@ -13,6 +13,7 @@ from feature_repo.artifact import current_run
 from feature_repo.errors import ArtifactError, MissingStepError
 from serving.artifact import load_artifact
 from tests.serving.conftest import (
+    EVIDENCE,
     RUN,
     ToyModel,
     World,
@@ -48,6 +49,7 @@ def test_loads_a_run_and_scores_any_sizes(world: World) -> None:
             torch.zeros(b, c, 2),
             integers[..., None],
             torch.zeros(b, c, 1),
+            torch.zeros(b, c, len(EVIDENCE)),
         )
         with torch.inference_mode():
             assert torch.equal(artifact.score(*inputs), torch.full((b, c), -1.0))
@@ -206,6 +208,7 @@ def first_member(archive: bytes) -> dict[str, bytes]:
         ({"user_dense_names": ()}, "takes user_dense of shape"),
         ({"category_vocabularies": {}}, "takes candidate_categories of shape"),
         ({"context_names": ()}, "takes context of shape"),
+        ({"evidence_names": EVIDENCE[1:]}, "takes evidence of shape"),
     ],
 )
 def test_program_of_another_manifest(world: World, changes: dict[str, Any], sentence: str) -> None:
@@ -224,7 +227,7 @@ def test_program_of_other_inputs(world: World) -> None:
     )
     program._example_inputs = None
     torch.export.save(program, world.folder / "score.pt2")
-    assert "takes 2 inputs, 11 are expected (table, history_rows," in refused(world)
+    assert "takes 2 inputs, 12 are expected (table, history_rows," in refused(world)
 
 
 def test_encoder_must_be_the_trained_one(world: World) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from encoders.evidence import evidence_names
 from feature_repo.errors import ArtifactError, LongtrailError
 from feature_repo.features import ItemFeatures
 from serving.artifact import Artifact
@@ -290,10 +291,18 @@ def test_a_missing_column_is_named(world: World) -> None:
 
 
 def test_a_missing_scene_is_named(world: World) -> None:
-    other = Artifact(toy_manifest(scenes=("purchase", "view")), world.artifact.score)
+    scenes = ("purchase", "view")
+    manifest = toy_manifest(scenes=scenes, evidence_names=evidence_names(scenes))
+    other = Artifact(manifest, world.artifact.score)
     ranker = world.ranker(other)
     with pytest.raises(ArtifactError, match=r"reads scene 'view' of users, which the feature stor"):
         ranker.warm_up()
+
+
+def test_evidence_of_another_version_is_refused(world: World) -> None:
+    other = Artifact(toy_manifest(evidence_names=("same_purchase_count",)), world.artifact.score)
+    with pytest.raises(ArtifactError, match="toy-run reads evidence that this version does not co"):
+        world.ranker(other)
 
 
 def test_a_shorter_sequence_is_named(world: World) -> None:

@@ -19,6 +19,7 @@ def quick_recipe() -> Recipe:
     return replace(recipe, model=replace(recipe.model, use_deep_half=False))
 
 
+TEXT_FIELDS = {"use_text", "use_deep_half", "use_text_evidence", "use_target_attention"}
 CHOSEN = {"without-deep-half": ABLATIONS["without-deep-half"]}
 """Changes nothing here, so that two runs are trained: the full model and the untuned one."""
 
@@ -26,7 +27,7 @@ CHOSEN = {"without-deep-half": ABLATIONS["without-deep-half"]}
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("without-text", {"use_deep_half", "use_text_evidence"}),
+        ("without-text", TEXT_FIELDS),
         ("without-deep-half", {"use_deep_half"}),
         ("without-age", {"use_age"}),
         ("without-exact-id", {"use_exact_evidence"}),

@@ -20,12 +20,14 @@ DIN_TEXT = DinTextConfig(output_width=4, attention_hidden=5, hidden=(8,))
 every_model = pytest.mark.parametrize("config", [DIN_IDS, DCN, DIN_TEXT])
 KEYS = np.arange(1, 31) * 11
 """Of the items in the training rows; :func:`random_inputs` has others, too."""
+WIDTHS = (1, 2, 1, len(small_schema().evidence_names))
+"""Of user, item and context features and evidence."""
 
 
 def make(config):
     torch.manual_seed(0)
     model = build_model(config, small_schema())
-    dense = [np.random.default_rng(0).normal(size=(50, n)).astype(np.float32) for n in (1, 2, 1)]
+    dense = [np.random.default_rng(0).normal(size=(50, n)).astype(np.float32) for n in WIDTHS]
     fit_inputs(model, np.eye(5, 16, dtype=np.float32), dense, base_rate=0.25, item_keys=[KEYS])
     return model.eval()
 
@@ -39,7 +41,7 @@ def test_candidates_are_scored_one_by_one_and_padding_changes_nothing(config):
     for candidate in range(4):
         alone = [
             t[:, candidate : candidate + 1]
-            if name.startswith("candidate") or name == "context"
+            if name.startswith("candidate") or name in ("context", "evidence")
             else t
             for name, t in zip(PROGRAM_INPUTS, inputs, strict=True)
         ]
@@ -79,7 +81,7 @@ def test_the_vocabulary_comes_back_with_the_weights(config):
 
 @pytest.mark.parametrize("config", [DIN_IDS, DCN])
 def test_a_model_of_ids_must_be_given_ids(config):
-    model, dense = build_model(config, small_schema()), [np.zeros((2, n)) for n in (1, 2, 1)]
+    model, dense = build_model(config, small_schema()), [np.zeros((2, n)) for n in WIDTHS]
     with pytest.raises(ValueError, match="learns a vector per item: give item_keys"):
         fit_inputs(model, np.zeros((2, 16), np.float32), dense, base_rate=0.5)
 

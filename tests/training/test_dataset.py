@@ -70,8 +70,7 @@ def test_history_is_strictly_before_the_request_and_right_aligned(world):
 
 def test_chunks_change_nothing(world, monkeypatch):
     whole = read(world)
-    monkeypatch.setattr(dataset_module, "CONTEXT_CHUNK", 7)
-    monkeypatch.setattr(dataset_module, "IMPRESSION_CHUNK", 13)
+    monkeypatch.setattr(dataset_module, "CHUNK_CONTEXTS", 7)
     seen = []
 
     def progress(advance: int, total: int) -> None:
@@ -82,6 +81,7 @@ def test_chunks_change_nothing(world, monkeypatch):
     for side in ("users", "items"):
         for name, values in vars(getattr(whole, side)).items():
             np.testing.assert_array_equal(values, getattr(getattr(chunked, side), name))
+    np.testing.assert_array_equal(whole.evidence, chunked.evidence)
     assert chunked.category_vocabularies == whole.category_vocabularies
     assert set(whole.category_vocabularies["brand"]) == {"a", "b"}
 
@@ -134,9 +134,11 @@ def fake_data(sizes):
         ),
         items=dataset_module.ItemInputs(
             np.arange(rows) + 1, np.arange(rows) + 100, np.zeros((rows, 1), np.float32),
-            np.zeros((rows, 1), np.int64),
+            np.zeros((rows, 1), np.int64), np.zeros((rows, 0), np.int64),
+            np.zeros((rows, 0, 2), np.float32),
         ),
         context=np.zeros((rows, 0), np.float32),
+        evidence=np.arange(rows, dtype=np.float32)[:, None] / 8,
         clicked=np.arange(rows) % 2,
         offsets=np.append(0, np.cumsum(sizes)),
         impressions=Impressions(
@@ -144,6 +146,7 @@ def fake_data(sizes):
             np.zeros(rows, np.int64), np.arange(rows) % 2, np.zeros((rows, 0), np.float32), (),
         ),
         user_dense_names=("u",), item_dense_names=("i",), category_vocabularies={"k": ()},
+        evidence_names=("e",),
     )  # fmt: skip
 
 
@@ -154,6 +157,7 @@ def test_batch_cuts_padding_and_marks_what_is_there():
     assert batch.mask.tolist() == [[True] * 3, [True, False, False]]
     assert batch.rows.tolist() == [2, 3, 4, 5]
     assert batch.inputs[6].tolist() == [[102, 103, 104], [105, 0, 0]]
+    assert batch.inputs[10][batch.mask].tolist() == [[2 / 8], [3 / 8], [4 / 8], [5 / 8]]
     assert batch.labels[batch.mask].tolist() == [0, 1, 0, 1]
     whole = make_batch(data, np.array([[0, 0, 2]]), truncate=False)
     assert whole.inputs[0].shape == (1, 1, 12)

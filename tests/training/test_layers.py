@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from training.evidence import AgeDecay, ExactEvidence, TextEvidence
 from training.layers import (
     AgeEmbedding,
     LowRankCross,
@@ -14,6 +13,7 @@ from training.layers import (
     masked_mean,
     quantile_edges,
 )
+from training.text_evidence import TextEvidence
 
 
 def test_quantile_edges_of_many_few_and_no_values():
@@ -98,26 +98,12 @@ def test_table_space_centres_directions_and_scales_unit_vectors_only():
     np.testing.assert_allclose(space(torch.from_numpy(unit)).numpy(), unit * 2, rtol=1e-5)
 
 
-def test_exact_evidence_by_hand():
-    day = 86_400.0
-    ages = torch.tensor([[[30 * day, 9 * day, 2 * day]]])
-    same = torch.tensor([[[[True, True, False]]]])
-    decay = AgeDecay(2)
-    decays = decay(ages, torch.ones(1, 1, 3, dtype=torch.bool))
-    found = ExactEvidence(1, num_scales=2)(same, ages, decays)[0, 0]
-    sums = [math.exp(-30 / s) + math.exp(-9 / s) for s in (3.0, 10.0)]
-    expected = [1, math.log(3), math.log(10), *(math.log1p(s) for s in sums)]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    never = ExactEvidence(1, num_scales=2)(torch.zeros_like(same), ages, decays)
-    assert never.tolist() == [[[0] * 5]]
-
-
 def test_text_evidence_by_hand_and_without_a_history():
-    evidence = TextEvidence(1, num_kernels=2, num_scales=1)
-    cosines = torch.tensor([[[[0.5, 0.9, 0.1]]]])
-    keep = torch.tensor([[[[True, False, True]]]])
-    decays = torch.tensor([[[[1.0], [1.0], [0.5]]]])
-    found = evidence(cosines, keep, decays)[0, 0]
+    evidence = TextEvidence(num_kernels=2, num_scales=1)
+    cosines = torch.tensor([[0.5, 0.9, 0.1]])
+    keep = torch.tensor([[True, False, True]])
+    decays = torch.tensor([[[1.0], [1.0], [0.5]]])
+    found = evidence(cosines, keep, decays)[0]
     widths = evidence.log_widths.exp().tolist()
     kernels = [
         math.log1p(
@@ -128,4 +114,4 @@ def test_text_evidence_by_hand_and_without_a_history():
     ]
     torch.testing.assert_close(found, torch.tensor([0.5, 0.3, *kernels]))
     nothing = evidence(cosines, torch.zeros_like(keep), decays)
-    assert nothing.tolist() == [[[0] * 4]]
+    assert nothing.tolist() == [[0] * 4]

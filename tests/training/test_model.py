@@ -84,7 +84,7 @@ def test_a_candidates_logit_does_not_depend_on_the_others(config):
     for candidate in range(4):
         alone = [
             t[:, candidate : candidate + 1]
-            if name.startswith("candidate") or name == "context"
+            if name.startswith("candidate") or name in ("context", "evidence")
             else t
             for name, t in zip(PROGRAM_INPUTS, inputs, strict=True)
         ]
@@ -120,14 +120,14 @@ def test_exported_program_equals_the_eager_model_for_other_sizes(config, tmp_pat
 
 
 def test_export_works_with_one_scene_and_no_features_at_all(tmp_path):
-    schema = InputSchema(("view",), 3, WIDTH, (), (), (), {})
+    schema = InputSchema(("view",), 3, WIDTH, (), (), (), (), {})
     model = make(small_bahe(), schema)
     save_program(model, schema, tmp_path / "score.pt2")
     inputs = random_inputs(4, 3, 20)
     inputs[1:4] = [t[:, :1, -3:] for t in inputs[1:4]]
     inputs[4] = inputs[4][:, :1]
     inputs[5] = inputs[5][:, :0]
-    for place in (8, 9, 10):
+    for place in (8, 9, 10, 11):
         inputs[place] = inputs[place][..., :0]
     program = load_program(tmp_path / "score.pt2")
     torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
@@ -206,10 +206,10 @@ def test_popularity_by_hand():
 
 def test_repeat_count_by_hand_with_popularity_below_one():
     inputs = random_inputs(2, 3, 10)
-    inputs[7][:] = torch.tensor([5, 6, 8])
-    inputs[2][:] = 0
-    inputs[2][0, 0, -3:] = torch.tensor([6, 5, 6])
-    inputs[2][0, 1, -1] = 6
+    names = small_schema().evidence_names
+    inputs[11][:] = torch.nan  # of all that is kept, not only of what the model reads
+    inputs[11][0, :, names.index("same_buy_count")] = torch.tensor([1.0, 2.0, torch.nan])
+    inputs[11][0, 1, names.index("same_view_count")] = 1.0
     inputs[8][..., 1] = torch.tensor([0.0, 1e9, 1e9])
     model = build_model(RepeatCountConfig(), small_schema())
     logits = model(*inputs)
@@ -220,7 +220,7 @@ def test_repeat_count_by_hand_with_popularity_below_one():
 
 
 def test_baseline_without_its_feature_says_so():
-    schema = InputSchema(SCENES, 3, WIDTH, (), ("price",), (), {})
+    schema = InputSchema(SCENES, 3, WIDTH, (), ("price",), (), (), {})
     with pytest.raises(ValueError, match=r"no item feature ends in '_count_90d'.*price"):
         build_model(PopularityConfig(), schema)
 

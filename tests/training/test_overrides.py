@@ -50,7 +50,7 @@ def test_a_dataclass_sees_all_its_changes_at_once():
         ("training.epochs", "takes NAME=VALUE"),
         ("training.epoch=3", "TrainingConfig has no field 'epoch'; did you mean epochs"),
         ("zzz=3", "Recipe has no field 'zzz'; it has name, model, training"),
-        ("model=3", "is a group of fields: set one of model.use_deep_half"),
+        ("model=3", "is a group of fields: set one of model.use_text"),
         ("training.epochs.more=3", "epochs has no fields"),
         ("training.epochs=many", "training.epochs takes int, got 'many'"),
         ("training.epochs=none", "training.epochs takes int, got 'none'"),

@@ -9,6 +9,7 @@ import pytest
 from feature_repo.artifact import ArtifactManifest, Calibration
 from training.ablations import FULL, AblationStudy
 from training.evaluate import ScoredRows, measure
+from training.explain import Explanation
 from training.plots import lift_by_decile, points
 from training.report import write_report
 
@@ -126,7 +127,9 @@ def full_page(scored, tmp_path_factory):
         notes=["untuned-encoder left out: why"],
         seconds=1.0,
     )
-    examples = [("user 7 & item <x>", [("bought <tea>", 0.25), ("bought milk", -0.125)])]
+    examples = [
+        Explanation("7 & 8", "<x>", "kettle", 1.5, -0.5, [("bought <tea>", 0.25), ("milk", -0.125)])
+    ]
     path = tmp_path_factory.mktemp("report") / "page.html"
     write_report(path, evaluation, scored, study=study, examples=examples)
     return evaluation, variant, path.read_text("utf-8")
@@ -173,7 +176,7 @@ def test_every_section_and_figure_is_there(full_page):
     assert "platt, fitted on validation (none 0.7000, platt 0.5000)" in page.text
     assert "missing in every row: hour" in page.text
     assert "untuned-encoder left out: why" in page.text
-    assert "user 7 & item <x>" in page.text
+    assert "user 7 & 8, item <x>: kettle (logit 1.500; without any history -0.500)" in page.text
     assert "bought <tea> +0.2500" in page.text
     assert "other <b>" in page.text  # escaped in the source, or it would be a tag
 

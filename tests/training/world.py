@@ -146,6 +146,10 @@ class MemoryReader:
             item: np.sort(rows["time"].to_numpy()) for item, rows in events.groupby("item_id")
         }
         self._texts = texts
+        keys = np.sort(hash63_array(np.array(list(texts), object)))
+        following = dict(zip(keys.tolist(), np.roll(keys, -1).tolist(), strict=True))
+        # The item whose key comes next, which has nothing to do with the topic.
+        self._neighbors = {item: following[item_key(item)] for item in texts}
 
     def historical_users(self, user_ids: np.ndarray, request_times: np.ndarray) -> UserFeatures:
         num, length = len(user_ids), self.sequence_length
@@ -196,7 +200,9 @@ class MemoryReader:
             categorical={
                 "brand": np.array(["ab"[hash63 % 2] for hash63 in hash63_array(item_ids)], object)
             },
-            neighbor_keys=np.roll(hash63_array(item_ids), 1)[:, None],
+            neighbor_keys=np.array(
+                [self._neighbors.get(item, 0) for item in item_ids], np.int64
+            ).reshape(-1, 1),
             neighbor_weights=np.full((len(item_ids), 1, 2), 0.5, np.float32),
         )
 
