@@ -144,7 +144,13 @@ def compared(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def measure_all(
-    home: Home, dataset: Path, *, num_seeds: int, threads: int, tuned: Path | None
+    home: Home,
+    dataset: Path,
+    *,
+    num_seeds: int,
+    threads: int,
+    tuned: Path | None,
+    ablations: bool,
 ) -> dict[str, Any]:
     """Train, score and compare everything.
 
@@ -154,6 +160,7 @@ def measure_all(
         num_seeds: Seeds of the BAHE recipes.
         threads: Of the arithmetic.
         tuned: Folder of the tuned language model, made where it is not there; None = no tuning.
+        ablations: Also train the BAHE recipe without each of its parts.
     """
     began = time.perf_counter()
     settings = prepare(home, dataset, tuned=tuned)
@@ -178,15 +185,20 @@ def measure_all(
             name: measure(scored, of[name], against=against.get(name, ()), started=began)
             for name in names
         }
-        with ExitStack() as stack:
-            study = ablate(
-                sources,
-                RECIPES[SINGLE](),
-                threads=threads,
-                reading=late_bar(stack, "read features", "impressions"),
-                learning=lambda run: late_bar(stack, f"train {run}", "impressions"),
-                scoring=late_bar(stack, "score", "impressions"),
-            )
+        studied: dict[str, Evaluation] = {}
+        notes = list(scored.notes)
+        if ablations:
+            with ExitStack() as stack:
+                study = ablate(
+                    sources,
+                    RECIPES[SINGLE](),
+                    threads=threads,
+                    reading=late_bar(stack, "read features", "impressions"),
+                    learning=lambda run: late_bar(stack, f"train {run}", "impressions"),
+                    scoring=late_bar(stack, "score", "impressions"),
+                )
+            studied = study.evaluations
+            notes += study.notes
     best = found[SINGLE].comparison["all"]["auc"]
     return {
         "dataset": sources.manifest.dataset,
@@ -210,9 +222,9 @@ def measure_all(
                 **figures(evaluation),
                 "against_full": compared(evaluation) if name != FULL else {},
             }
-            for name, evaluation in study.evaluations.items()
+            for name, evaluation in studied.items()
         },
-        "notes": [*scored.notes, *study.notes],
+        "notes": notes,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -258,6 +270,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-tuning", action="store_true", help="plain vectors only")
+    parser.add_argument(
+        "--no-ablations", action="store_true", help="leave out seven more trainings"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
@@ -267,6 +282,7 @@ def main() -> None:
         num_seeds=options.seeds,
         threads=options.threads,
         tuned=None if options.no_tuning else options.home / "models" / "tuned",
+        ablations=not options.no_ablations,
     )
     say(table(result))
     print(write_result("quality", "python -m benchmarks.bench_quality", result))

@@ -178,8 +178,9 @@ class TrainingStep:
 
     def loss(self) -> Tensor:
         """Of the batch."""
-        logits = self._model(*self._inputs)
-        return functional.binary_cross_entropy_with_logits(logits, self._labels)
+        logits = self._model(*self._inputs).reshape(*self._labels.shape, -1)
+        labels = self._labels.unsqueeze(-1).expand_as(logits)  # of every member, where there are
+        return functional.binary_cross_entropy_with_logits(logits, labels)
 
     def state_bytes(self) -> int:
         """Of weights, gradients and optimiser states: what stays between steps, after the first."""
@@ -211,6 +212,7 @@ def _make_model(case: Case, schema: InputSchema) -> nn.Module:
         use_neighbor_evidence=False,
         use_text_evidence=False,
         use_target_attention=False,
+        num_members=1,  # the same head as the full text's
     )
     # The cut needs a layer below it, which goes at once.
     whole = LlamaModel(case.backbone.config(case.num_layers + 1, max(case.num_behaviors, 2)))

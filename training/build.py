@@ -35,8 +35,9 @@ from training.config import (
 from training.full_text import FullText
 from training.inputs import DenseInputs
 from training.item_ids import ItemEmbedding
-from training.layers import Perceptron, TableSpace
+from training.layers import MemberPerceptron, Perceptron, TableSpace
 from training.model import Bahe
+from training.program_inputs import ClickModel
 from training.schema import InputSchema
 from training.text_tokens import BehaviorTokens, TextTokens, behavior_tokens
 
@@ -74,7 +75,7 @@ def texts_to_read(config: ModelConfig, sources: "Sources") -> BehaviorTokens | N
 
 def build_model(
     config: ModelConfig, schema: InputSchema, deep_half: nn.Module | None = None
-) -> nn.Module:
+) -> ClickModel:
     """The model of ``config`` with fresh weights, except the pretrained layers'.
 
     Args:
@@ -138,7 +139,7 @@ def fit_inputs(
                 module.set_statistics(vectors)
             case DenseInputs():
                 module.set_edges(dense)
-            case Perceptron():
+            case Perceptron() | MemberPerceptron():
                 module.set_base_rate(base_rate)
             case ItemEmbedding():
                 if not item_keys:

@@ -4,7 +4,7 @@ Shapes: B = contexts, C = candidates per context, R = flat rows.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -43,8 +43,8 @@ class FlatCandidates:
         shape = (-1, num_candidates, *([-1] * (values.dim() - 1)))
         return values.unsqueeze(1).expand(shape).flatten(0, 1)
 
-    def restore(self, values: Float[Tensor, " R"]) -> Float[Tensor, "B C"]:
-        """[R] -> [B, C]; padding is 0."""
+    def restore(self, values: Tensor) -> Tensor:
+        """[R, ...] -> [B, C, ...]; padding is 0."""
         if self._keep is None:
-            return values.reshape(self._shape)
-        return values.new_zeros(self._shape).masked_scatter(self._keep, values)
+            return values.reshape(*self._shape, *values.shape[1:])
+        return values.new_zeros((*self._shape, *values.shape[1:])).index_put((self._keep,), values)

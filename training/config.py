@@ -97,7 +97,7 @@ class BaheConfig:
     """Add an embedding of the age to each behaviour."""
     num_age_buckets: int = 16
     """Buckets of doubling length from an hour on; 16 reach 3.7 years."""
-    output_width: int = 32
+    output_width: int = 16
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
     """How often, how regularly and how long ago the candidate itself is in the history."""
@@ -118,14 +118,18 @@ class BaheConfig:
     numeric_width: int = 8
     """Values per numeric feature after its encoding."""
     num_crosses: int = 2
-    cross_rank: int = 32
+    cross_rank: int = 48
     hidden: tuple[int, ...] = (256, 128)
     """Widths of the head's hidden layers."""
+    num_members: int = 8
+    """K perceptrons that share their hidden weights; the score is the mean of their logits."""
     dropout: float = 0.2
     """After each hidden layer of the head."""
-    input_dropout: float = 0.1
-    """On the head's input: deep outputs and item features tell items apart well enough to learn by
-    heart which ones sold in the training period."""
+    input_dropout: float = 0.0
+    """On the head's input."""
+    next_behavior_weight: float = 0.0
+    """Of an auxiliary loss: from the deep outputs alone, tell the clicked item from all items of a
+    batch."""
 
     @property
     def evidence_kinds(self) -> tuple[str, ...]:
@@ -149,6 +153,7 @@ class BaheConfig:
             numeric_width=self.numeric_width,
             cross_rank=self.cross_rank,
             lora_rank=self.lora_rank,
+            num_members=self.num_members,
         )
         _one_of(get_args(Position), position=self.position)
         _one_of(get_args(Pooling), pooling=self.pooling)

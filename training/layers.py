@@ -5,6 +5,7 @@ Shapes: R = rows, F = numeric features, T = bins per feature, D = width of the h
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -216,6 +217,68 @@ class Perceptron(nn.Module):
         """The logits."""
         logits: Tensor = self.layers(x)
         return logits.squeeze(-1)
+
+
+class MemberPerceptron(nn.Module):
+    """K perceptrons that share nearly all weights: an ensemble at the cost of one model's weights.
+
+    Member k sees the input with a sign of its own on every value, ``x * r_k``, and has an output of
+    its own; all hidden weights are shared. The signs are learned on as scales. ``x * r_k`` is never
+    made: ``(x * r_k) W = x (r_k W)``, so the first layer is one product.
+
+    Args:
+        width: D, width of the input.
+        hidden: Widths of the hidden layers, at least one.
+        dropout: In ``[0, 1)``.
+        num_members: K; 1 is a plain perceptron.
+        use_bfloat16: Compute the products in bfloat16 while learning.
+
+    Source:
+        Gorishniy et al., "TabM: Advancing Tabular Deep Learning with Parameter-Efficient
+        Ensembling", ICLR 2025, arXiv:2410.24210, TabM-mini.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden: Sequence[int],
+        dropout: float,
+        num_members: int,
+        use_bfloat16: bool,
+    ) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("hidden must have at least one width, got none")
+        self.use_bfloat16 = use_bfloat16
+        self.first = nn.Linear(width, hidden[0])
+        layers: list[nn.Module] = [nn.GELU(), nn.Dropout(dropout)]
+        for before, size in pairwise(hidden):
+            layers += [nn.Linear(before, size), nn.GELU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+        self.scale = nn.Parameter(torch.ones(num_members, width))
+        if num_members > 1:
+            with torch.no_grad():
+                self.scale.copy_(torch.randint(0, 2, self.scale.shape) * 2 - 1)
+        self.output = nn.Parameter(torch.empty(num_members, hidden[-1]))
+        self.bias = nn.Parameter(torch.zeros(num_members))
+        nn.init.uniform_(self.output, -(hidden[-1] ** -0.5), hidden[-1] ** -0.5)
+
+    def set_base_rate(self, rate: float) -> None:
+        """Start from the share of clicked rows, in ``(0, 1)``, instead of one half."""
+        with torch.no_grad():
+            self.bias.fill_(math.log(rate / (1 - rate)))
+
+    def forward(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
+        """The logits of every member."""
+        weight = (self.scale.unsqueeze(1) * self.first.weight).flatten(0, 1)  # (K H, D)
+        with torch.autocast(
+            x.device.type, torch.bfloat16, enabled=self.use_bfloat16 and self.training
+        ):
+            h = functional.linear(x, weight).reshape(x.shape[0], len(self.scale), -1)
+            h = self.layers(h + self.first.bias)
+        logits: Tensor = (h.float() * self.output).sum(-1) + self.bias
+        return logits
 
 
 class AgeEmbedding(nn.Module):

@@ -36,6 +36,7 @@ from training.dataset import ClickData
 from training.devices import Devices
 from training.metrics import auc, logloss
 from training.optimization import make_average, make_optimizer, schedule, set_learning_rates
+from training.program_inputs import ClickModel
 from training.recipes import TrainingConfig
 from training.scoring import probabilities, score
 from training.tracking import Meter, NoTracker, Tracker
@@ -75,7 +76,7 @@ class TrainingLoop:
         tracker: Told the curves.
     """
 
-    model: nn.Module
+    model: ClickModel
     table: Tensor
     train: ClickData
     valid: ClickData
@@ -194,11 +195,15 @@ class TrainingLoop:
             batch = make_batch(self.train, share, truncate=True).to(device)
             self.devices.seed(self.config.seed, self._state.step, index)
             logits = self._forward(self.table, *batch.inputs)
-            losses = functional.binary_cross_entropy_with_logits(
-                logits[batch.mask], batch.labels[batch.mask], reduction="sum"
-            )
+            found, labels = logits[batch.mask], batch.labels[batch.mask]
+            if found.dim() == 2:  # several members: each learns as if it were alone
+                weight /= found.shape[1]
+                labels = labels.unsqueeze(1).expand_as(found)
+            losses = functional.binary_cross_entropy_with_logits(found, labels, reduction="sum")
             part = losses * (weight / num_rows)
-            part.backward()  # type: ignore[no-untyped-call]
+            auxiliary = self.model.auxiliary_loss(batch.labels[batch.mask])
+            learned = part if auxiliary is None else part + auxiliary * len(found) / num_rows
+            learned.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         loss = self.devices.reduce_gradients(self.model, loss)
         value = float(loss)

@@ -23,7 +23,7 @@ from training.attention import TargetAttention
 from training.candidates import FlatCandidates
 from training.config import BaheConfig
 from training.inputs import DenseInputs
-from training.layers import LowRankCross, Perceptron, RunningNorm, TableSpace
+from training.layers import LowRankCross, MemberPerceptron, RunningNorm, TableSpace
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.text_evidence import AgeDecay, TextEvidence
@@ -47,6 +47,9 @@ class Bahe(ClickModel):
         self.config = config
         num_scenes = len(schema.scenes)
         self.space = TableSpace(schema.vector_width)
+        self._last_pass: tuple[Tensor, ...] = ()
+        if config.next_behavior_weight:
+            self.sharpness = nn.Parameter(torch.zeros(()))
         if config.use_text:
             self.tower = Tower(config, schema.vector_width, deep_half, num_scenes=num_scenes)
         self.dense = DenseInputs(
@@ -77,7 +80,13 @@ class Bahe(ClickModel):
         self.cross_logit = nn.Linear(width, 1)
         nn.init.zeros_(self.cross_logit.weight)
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.perceptron = Perceptron(width, hidden=config.hidden, dropout=config.dropout)
+        self.perceptron = MemberPerceptron(
+            width,
+            hidden=config.hidden,
+            dropout=config.dropout,
+            num_members=config.num_members,
+            use_bfloat16=config.use_bfloat16,
+        )
 
     def user_vectors(
         self,
@@ -104,27 +113,58 @@ class Bahe(ClickModel):
         return self.tower.items(self.space(table[distinct]))[places]
 
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
-        """Logits of every candidate."""
+        """Logits of every candidate; while learning those of every member, [B, C, K]."""
         flat = FlatCandidates(inputs.candidate_item_keys)
         deep = [self._deep(flat, inputs)] if self.config.use_text else []
         texts, attended = self._texts(flat, inputs)
         evidence = self.evidence_norm(texts)
         dense, dense_logit = self.dense(flat, inputs)
         x = self.input_dropout(torch.cat([*deep, *attended, evidence, dense], dim=-1))
-        logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
-        return flat.restore(logits + self.evidence_skip(evidence).squeeze(-1) + dense_logit)
+        shared = self.cross_logit(self.cross(x)) + self.evidence_skip(evidence)
+        logits = self.perceptron(x) + shared + dense_logit.unsqueeze(-1)  # (R, K)
+        return flat.restore(logits if self.training else logits.mean(-1))
 
     def _deep(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R W"]:
         """Q_u, Q_i, their products, and one similarity per scene."""
-        users = flat.spread(
-            self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
-        )
-        items = self.item_vectors(inputs.table, flat.select(inputs.candidate_rows)).unsqueeze(1)
+        contexts = self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
+        rows = flat.select(inputs.candidate_rows)
+        users, items = flat.spread(contexts), self.item_vectors(inputs.table, rows).unsqueeze(1)
+        if self.training and self.config.next_behavior_weight:
+            owners = flat.spread(torch.arange(len(contexts), device=contexts.device))
+            self._last_pass = (contexts, items.squeeze(1), rows, owners)
         products = users * items  # (R, S, Q)
         similarity = products.sum(-1) / self.config.output_width**0.5
         return torch.cat(
             [users.flatten(1), items.flatten(1), products.flatten(1), similarity], dim=-1
         )
+
+    def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:
+        """Softmax over the batch's items, by the similarity of deep outputs alone.
+
+        ``-log exp(s_bi - log q_i) / sum_j exp(s_bj - log q_j)`` of every clicked item i, with q the
+        item's share of the batch's rows: what is popular comes often and would be pushed away for
+        that alone. Other items that the same context clicked are left out of the sum.
+
+        Source:
+            Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+            Recommendations", RecSys 2019, eq. 2 and 3.
+        """
+        if not self.config.next_behavior_weight or not bool(clicked.any()):
+            return None
+        users, items, rows, owners = self._last_pass
+        distinct, places, counts = torch.unique(rows, return_inverse=True, return_counts=True)
+        first = torch.empty_like(distinct).scatter_(
+            0, places, torch.arange(len(rows), device=rows.device)
+        )
+        scores = (users.sum(1) @ items[first].t()) / self.config.output_width**0.5  # (B, U)
+        scores = scores * self.sharpness.exp() - torch.log(counts / len(rows))
+        positive = clicked > 0
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        chosen[owners[positive], places[positive]] = True
+        own = scores[owners[positive], places[positive]]
+        others = scores.masked_fill(chosen, -torch.inf).logsumexp(1)[owners[positive]]
+        loss: Tensor = (torch.logaddexp(own, others) - own).mean()
+        return self.config.next_behavior_weight * loss
 
     def _texts(
         self, flat: FlatCandidates, inputs: ProgramInputs

@@ -62,3 +62,14 @@ class ClickModel(nn.Module):
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits of every candidate."""
         raise NotImplementedError
+
+    def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:  # noqa: ARG002
+        """What the model wants to learn beside clicks, from its last forward pass.
+
+        Args:
+            clicked: 1 or 0, of the flat candidates of that pass.
+
+        Returns:
+            A scalar, weighted; None where there is nothing.
+        """
+        return None

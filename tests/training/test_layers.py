@@ -7,6 +7,7 @@ import torch
 from training.layers import (
     AgeEmbedding,
     LowRankCross,
+    MemberPerceptron,
     PiecewiseLinear,
     RunningNorm,
     TableSpace,
@@ -115,3 +116,20 @@ def test_text_evidence_by_hand_and_without_a_history():
     torch.testing.assert_close(found, torch.tensor([0.5, 0.3, *kernels]))
     nothing = evidence(cosines, torch.zeros_like(keep), decays)
     assert nothing.tolist() == [[0] * 4]
+
+
+def test_member_perceptron_by_hand():
+    torch.manual_seed(0)
+    head = MemberPerceptron(5, hidden=(4, 3), dropout=0.0, num_members=2, use_bfloat16=False)
+    assert set(head.scale.flatten().tolist()) == {-1.0, 1.0}
+    head.set_base_rate(0.25)
+    x = torch.randn(7, 5)
+    found = head(x)
+    second = head.layers[2]
+    for member in range(2):
+        h = torch.nn.functional.gelu(head.first(x * head.scale[member]))
+        h = torch.nn.functional.gelu(second(h))
+        expected = h @ head.output[member] + math.log(0.25 / 0.75)
+        torch.testing.assert_close(found[:, member], expected)
+    with pytest.raises(ValueError, match="at least one width"):
+        MemberPerceptron(5, hidden=(), dropout=0.0, num_members=2, use_bfloat16=False)

@@ -28,6 +28,10 @@ CONFIGS = [
     small_bahe(),
     small_bahe(use_deep_half=False, use_age=False),
     small_bahe(use_exact_evidence=False, use_text_evidence=False, deep_length=3),
+    small_bahe(share_scenes=False, num_members=1, next_behavior_weight=0.5),
+    small_bahe(
+        use_text=False, use_deep_half=False, use_text_evidence=False, use_target_attention=False
+    ),
     PopularityConfig(),
     RepeatCountConfig(),
     MeanPoolingConfig(output_width=4, hidden=(8,)),
@@ -239,3 +243,43 @@ def test_baseline_without_its_feature_says_so():
 def test_bad_config_says_what_is_allowed(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         small_bahe(**changes)
+
+
+def test_the_next_behavior_loss_by_hand():
+    model = make(small_bahe(next_behavior_weight=0.5)).train()
+    inputs = random_inputs(4, 5, 40)
+    inputs[7][1, 2:] = 0  # padding
+    kept = inputs[7] != 0
+    clicked = (torch.arange(20).reshape(4, 5) % 3 == 0)[kept].float()
+    model(*inputs)
+    found = model.auxiliary_loss(clicked)
+    assert found is not None
+    rows, owners = inputs[6][kept], torch.arange(4).unsqueeze(1).expand(4, 5)[kept]
+    users = model.user_vectors(inputs[0], inputs[1], inputs[3]).sum(1)
+    distinct = sorted(set(rows.tolist()))
+    items = model.item_vectors(inputs[0], torch.tensor(distinct))
+    scale = model.sharpness.exp() / model.config.output_width**0.5
+    losses = []
+    for place in torch.nonzero(clicked)[:, 0].tolist():
+        owner, own = owners[place], rows[place]
+        others = set(rows[(owners == owner) & (clicked > 0)].tolist()) - {int(own)}
+        scores = {
+            row: users[owner] @ items[i] * scale - torch.log((rows == row).float().mean())
+            for i, row in enumerate(distinct)
+            if row not in others
+        }
+        losses.append(torch.logsumexp(torch.stack(list(scores.values())), 0) - scores[int(own)])
+    torch.testing.assert_close(found, 0.5 * torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
+    assert model.auxiliary_loss(torch.zeros_like(clicked)) is None
+
+
+def test_members_learn_as_if_alone_and_score_together():
+    model, inputs = make(small_bahe(num_members=4)), random_inputs(4, 5, 40)
+    before = model(*inputs)
+    with torch.no_grad():
+        model.perceptron.bias[2] += 1.0
+    torch.testing.assert_close(model(*inputs), before + 0.25)
+    alone = model.train()(*inputs)
+    assert alone.shape == (4, 5, 4)
+    alone[..., 2].sum().backward()
+    assert model.perceptron.bias.grad.tolist() == [0, 0, 20, 0]
