@@ -97,7 +97,7 @@ class BaheConfig:
     """Add an embedding of the age to each behaviour."""
     num_age_buckets: int = 16
     """Buckets of doubling length from an hour on; 16 reach 3.7 years."""
-    output_width: int = 16
+    output_width: int = 32
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
     """How often, how regularly and how long ago the candidate itself is in the history."""
@@ -127,7 +127,7 @@ class BaheConfig:
     """After each hidden layer of the head."""
     input_dropout: float = 0.0
     """On the head's input."""
-    next_behavior_weight: float = 0.0
+    next_behavior_weight: float = 0.1
     """Of an auxiliary loss: from the deep outputs alone, tell the clicked item from all items of a
     batch."""
 

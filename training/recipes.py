@@ -37,7 +37,7 @@ class TrainingConfig:
     """Contexts with more candidates are cut into several."""
     learning_rate: float = 1e-3
     """Highest, of everything but the deep half."""
-    deep_learning_rate: float = 2e-5
+    deep_learning_rate: float = 5e-5
     """Highest, of the deep half's pretrained weights."""
     weight_decay: float = 0.02
     warmup_steps: int = 60
