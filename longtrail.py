@@ -19,7 +19,7 @@ from feature_repo.shop import ShopConfig, best_auc, generate_shop
 from serving import cli as serving_commands
 from training import cli as training_commands
 
-BASELINES = ("popularity", "repeat_count", "mean_pooling", "din_text")
+BASELINES = ("popularity", "repeat_count", "mean_pooling", "din_text", "trees")
 SHOWN_METRICS = ("auc", "gauc", "logloss", "ne")
 
 

@@ -136,4 +136,6 @@ def _arrays(features: UserFeatures | ItemFeatures) -> Iterator[tuple[str, NDArra
             yield f"{scene}_total", sequence.total
     else:
         yield "text_id", features.text_ids
+        yield "neighbor_keys", features.neighbor_keys
+        yield "neighbor_weights", features.neighbor_weights
         yield from features.categorical.items()

@@ -129,7 +129,7 @@ class BaheConfig:
     """On the head's input."""
     next_behavior_weight: float = 0.1
     """Of an auxiliary loss: from the deep outputs alone, tell the clicked item from all items of a
-    batch."""
+    batch. With several processes each sees the items of its own share."""
 
     @property
     def evidence_kinds(self) -> tuple[str, ...]:
