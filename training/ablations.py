@@ -37,6 +37,7 @@ def without_text(recipe: Recipe) -> Recipe:
         use_deep_half=False,
         use_text_evidence=False,
         use_target_attention=False,
+        next_behavior_weight=0.0,
     )
 
 

@@ -138,11 +138,14 @@ class BaheConfig:
 
     def __post_init__(self) -> None:
         if not self.use_text and (
-            self.use_deep_half or self.use_text_evidence or self.use_target_attention
+            self.use_deep_half
+            or self.use_text_evidence
+            or self.use_target_attention
+            or self.next_behavior_weight
         ):
             raise ValueError(
-                "use_text = False leaves nothing for use_deep_half, use_text_evidence and "
-                "use_target_attention: set them to False, too"
+                "use_text = False leaves nothing for use_deep_half, use_text_evidence, "
+                "use_target_attention and next_behavior_weight: set them to False and 0, too"
             )
         _at_least(
             1,
@@ -165,6 +168,10 @@ class BaheConfig:
         if not 1 <= self.num_age_scales <= len(AGE_SCALES_DAYS):
             raise ValueError(
                 f"num_age_scales must be in [1, {len(AGE_SCALES_DAYS)}], got {self.num_age_scales}"
+            )
+        if self.next_behavior_weight < 0:
+            raise ValueError(
+                f"next_behavior_weight must be at least 0, got {self.next_behavior_weight}"
             )
         if self.input_scale <= 0:
             raise ValueError(f"input_scale must be above 0, got {self.input_scale}")

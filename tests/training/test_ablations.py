@@ -8,7 +8,7 @@ from encoders.tuning import HeldOut, TuningManifest
 from feature_repo.errors import ArtifactError
 from tests.training.tables import save_table
 from tests.training.world import make_world, small_recipe
-from training.ablations import ABLATIONS, FULL, UNTUNED, ablate, plan_variants
+from training.ablations import ABLATIONS, FULL, UNTUNED, ablate, plan_variants, without_text
 from training.artifact import load_manifest
 from training.recipes import RECIPES, Recipe
 
@@ -19,7 +19,13 @@ def quick_recipe() -> Recipe:
     return replace(recipe, model=replace(recipe.model, use_deep_half=False))
 
 
-TEXT_FIELDS = {"use_text", "use_deep_half", "use_text_evidence", "use_target_attention"}
+TEXT_FIELDS = {
+    "use_text",
+    "use_deep_half",
+    "use_text_evidence",
+    "use_target_attention",
+    "next_behavior_weight",
+}
 CHOSEN = {"without-deep-half": ABLATIONS["without-deep-half"]}
 """Changes nothing here, so that two runs are trained: the full model and the untuned one."""
 
@@ -138,3 +144,12 @@ def test_a_run_of_other_settings_is_not_taken_for_finished(study, home_with_tune
 def test_only_bahe_models_have_these_parts(home_with_tuned_table):
     with pytest.raises(ArtifactError, match="'popularity' is none: give --recipe bahe_small"):
         ablate(home_with_tuned_table, RECIPES["popularity"]())
+
+
+def test_every_ablation_of_the_base_recipe_is_a_model_that_can_learn():
+    full = RECIPES["bahe_base"]()
+    for name, ablation in ABLATIONS.items():
+        changed = ablation(full)
+        assert changed != full, name
+        assert changed.training == full.training, name
+    assert without_text(full).model.evidence_kinds == ("same", "near")

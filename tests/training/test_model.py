@@ -30,7 +30,11 @@ CONFIGS = [
     small_bahe(use_exact_evidence=False, use_text_evidence=False, deep_length=3),
     small_bahe(share_scenes=False, num_members=1, next_behavior_weight=0.5),
     small_bahe(
-        use_text=False, use_deep_half=False, use_text_evidence=False, use_target_attention=False
+        use_text=False,
+        use_deep_half=False,
+        use_text_evidence=False,
+        use_target_attention=False,
+        next_behavior_weight=0.0,
     ),
     PopularityConfig(),
     RepeatCountConfig(),
@@ -64,7 +68,9 @@ def test_logits_are_finite_and_of_the_right_shape(config):
 @every_model
 def test_gradients_are_finite_with_empty_histories_and_missing_values(config):
     model = make(config).train()
-    model(*random_inputs(5, 3, 40)).sum().backward()
+    loss = model(*random_inputs(5, 3, 40)).sum()
+    auxiliary = model.auxiliary_loss((torch.arange(15) % 4 == 0).float())
+    (loss if auxiliary is None else loss + auxiliary).backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert torch.isfinite(parameter.grad).all(), name
