@@ -40,10 +40,10 @@ from training.model import Bahe
 from training.program_inputs import ClickModel
 from training.schema import InputSchema
 from training.text_tokens import BehaviorTokens, TextTokens, behavior_tokens
+from training.trees import Ensemble, Trees
 
 if TYPE_CHECKING:  # only named here: the feature store behind it is slow to import
     from training.sources import Sources
-from training.trees import Ensemble, Trees
 
 
 def pretrained_layers(config: ModelConfig, sources: "Sources") -> nn.Module | None:

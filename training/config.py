@@ -313,7 +313,7 @@ class FullTextConfig:
 class TreesConfig:
     """Gradient-boosted trees on dense features and evidence (:mod:`training.trees`)."""
 
-    library: Literal["sklearn", "lightgbm"] = "sklearn"
+    package: Literal["sklearn", "lightgbm"] = "sklearn"
     """LightGBM is an extra, and its wheel needs the system's libgomp."""
     num_trees: int = 300
     """Grown; as many are kept as rank the validation rows best."""

@@ -39,7 +39,7 @@ class DenseInputs(nn.Module):
         evidence: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        chosen = [i for i, n in enumerate(schema.evidence_names) if n.split("_")[0] in evidence]
+        chosen = schema.evidence_columns(evidence)
         self.register_buffer("evidence_columns", torch.tensor(chosen, dtype=torch.int64))
         sizes = {
             "user": len(schema.user_dense_names) if with_user else 0,

@@ -224,7 +224,7 @@ def bahe_with_trees() -> Recipe:
 
 def trees_lightgbm() -> Recipe:
     """The same by LightGBM; needs the extra ``lightgbm``."""
-    return replace(trees(), name="trees_lightgbm", model=TreesConfig(library="lightgbm"))
+    return replace(trees(), name="trees_lightgbm", model=TreesConfig(package="lightgbm"))
 
 
 def item_only() -> Recipe:

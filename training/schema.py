@@ -38,6 +38,10 @@ class InputSchema:
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
+    def evidence_columns(self, kinds: Sequence[str]) -> list[int]:
+        """Places of the evidence of some kinds (:data:`encoders.evidence.KINDS`)."""
+        return [i for i, n in enumerate(self.evidence_names) if n.split("_")[0] in kinds]
+
     @classmethod
     def of(cls, manifest: ArtifactManifest) -> Self:
         """What the model of an artifact reads."""

@@ -74,7 +74,7 @@ class TreeEnsemble(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._set(
+        self.set_trees(
             GrownTrees(
                 feature=np.zeros(1, dtype=np.int64),
                 threshold=np.zeros(1),
@@ -90,9 +90,6 @@ class TreeEnsemble(nn.Module):
 
     def set_trees(self, trees: GrownTrees) -> None:
         """Take the place of the trees that are there."""
-        self._set(trees)
-
-    def _set(self, trees: GrownTrees) -> None:
         # Inputs are float32: the largest float32 at or below a threshold splits them alike.
         with np.errstate(over="ignore"):  # beyond float32: infinity, and the next lines mend it
             threshold = trees.threshold.astype(np.float32)
@@ -153,8 +150,7 @@ class Trees(ClickModel):
     def __init__(self, config: TreesConfig, schema: InputSchema) -> None:
         super().__init__()
         self.config = config
-        kinds = config.evidence_kinds
-        chosen = [i for i, n in enumerate(schema.evidence_names) if n.split("_")[0] in kinds]
+        chosen = schema.evidence_columns(config.evidence_kinds)
         self.register_buffer("evidence_columns", torch.tensor(chosen, dtype=torch.int64))
         self.ensemble = TreeEnsemble()
 
@@ -178,7 +174,7 @@ class Trees(ClickModel):
 
     def fit(self, train: ClickData, valid: ClickData, *, seed: int) -> None:
         """Grow the trees on ``train`` and keep as many as rank ``valid`` best."""
-        grow = _GROWERS[self.config.library]
+        grow = _GROWERS[self.config.package]
         trees = grow(
             self.config,
             self._matrix(train),
