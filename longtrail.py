@@ -15,6 +15,9 @@ from feature_repo.command import SentenceGroup, Settings, emit, pass_settings, s
 from feature_repo.dataset import DATASETS, load_dataset
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home
 from feature_repo.progress import progress_bar
+from feature_repo.publish import publish
+from feature_repo.services import cli as service_commands
+from feature_repo.services import local
 from feature_repo.shop import ShopConfig, best_auc, generate_shop
 from serving import cli as serving_commands
 from training import cli as training_commands
@@ -37,7 +40,8 @@ SHOWN_METRICS = ("auc", "gauc", "logloss", "ne")
     envvar="LONGTRAIL_PROFILE",
     default="embedded",
     show_default=True,
-    help="Which stores: a yaml file in feature_repo/.",
+    help="Which stores: embedded (files and SQLite) or production (PostgreSQL and Redis; local "
+    "ones where DATABASE_URL or REDIS_URL is not set).",
 )
 @click.option("--verbose", is_flag=True, help="Log what the libraries do.")
 @click.pass_context
@@ -57,6 +61,9 @@ def main(context: click.Context, home: Path, profile: str, verbose: bool) -> Non
         warnings.simplefilter("ignore")
         for name in ("feast", "httpx", "transformers", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+    # Which servers start, and how long they stay, is news to everyone.
+    logging.getLogger(local.__name__).setLevel(logging.INFO)
+    context.call_on_close(local.release_all)
     context.obj = Settings(Home(home), profile)
 
 
@@ -118,6 +125,7 @@ def _demo_model(settings: Settings, recipe: str, top: int) -> dict[str, Any]:
     with progress_bar("encode", "texts") as progress:
         encode_behaviors(home, EncoderConfig(), progress)
     feature_commands.build_features(settings)
+    publish(settings)
     apply(home, profile)
 
     sources = Sources.open(home, profile)
@@ -134,6 +142,7 @@ def _demo_model(settings: Settings, recipe: str, top: int) -> dict[str, Any]:
         run = done.run
     with progress_bar("export", "users") as progress:
         export_embeddings(sources, run, users=progress)
+    publish(settings)
     apply(home, profile)
     materialize(home, profile, bars=feature_commands.row_bars)
 
@@ -199,7 +208,13 @@ def _summarize(result: dict[str, Any]) -> None:
     say(f"\n{result['seconds']:.0f} s")
 
 
-for group in (feature_commands, encoder_commands, training_commands, serving_commands):
+for group in (
+    feature_commands,
+    service_commands,
+    encoder_commands,
+    training_commands,
+    serving_commands,
+):
     for command in group.commands:
         main.add_command(command)
 

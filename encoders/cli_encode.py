@@ -8,6 +8,7 @@ from encoders.cli_options import encoder_options
 from encoders.config import EncoderConfig, Pooling, Precision
 from feature_repo.command import Settings, emit, pass_settings
 from feature_repo.progress import progress_bar
+from feature_repo.publish import publish
 
 
 @click.command()
@@ -83,5 +84,6 @@ def encode(
             "width": summary.manifest.width,
             "fingerprint": summary.manifest.fingerprint,
             "seconds": round(summary.seconds, 3),
+            **publish(settings),
         }
     )

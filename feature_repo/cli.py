@@ -12,6 +12,7 @@ from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.dataset import load_dataset
 from feature_repo.manifest import load_manifest
 from feature_repo.progress import Progress, progress_bar
+from feature_repo.publish import publish
 from feature_repo.shop import ShopConfig, generate_shop
 
 # Feast and ibis take seconds to import: only the commands that need them load them, inside.
@@ -65,7 +66,8 @@ def ingest(settings: Settings, toml: Path, data_dir: Path | None, dry_run: bool)
         summary = run_ingest(settings.home, dataset, dry_run=dry_run, progress=progress)
     for note in summary.notes:
         say(f"Note: {note}.")
-    emit(ingest_result(summary, dry_run=dry_run, seconds=time.perf_counter() - began))
+    loaded = {} if dry_run else publish(settings)
+    emit(ingest_result(summary, dry_run=dry_run, seconds=time.perf_counter() - began) | loaded)
 
 
 def ingest_result(summary: "IngestSummary", *, dry_run: bool, seconds: float) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def sequences(settings: Settings, threads: int) -> None:
 
     Example: longtrail sequences
     """
-    emit(build_features(settings, threads=threads))
+    emit(build_features(settings, threads=threads) | publish(settings))
 
 
 def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
@@ -127,13 +129,14 @@ def apply(settings: Settings) -> None:
     """
     from feature_repo.materialize import apply as run_apply
 
-    emit(asdict(run_apply(settings.home, settings.profile)))
+    emit(asdict(run_apply(settings.home, settings.profile)) | publish(settings))
 
 
 @click.command()
 @click.option("--full", is_flag=True, help="Copy everything again, into empty tables.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads.")
 @pass_settings
-def materialize(settings: Settings, full: bool) -> None:
+def materialize(settings: Settings, full: bool, workers: int) -> None:
     """Copy each key's latest features to the online store.
 
     Example: longtrail materialize
@@ -141,11 +144,20 @@ def materialize(settings: Settings, full: bool) -> None:
     from feature_repo.materialize import materialize as run_materialize
 
     began = time.perf_counter()
-    views = run_materialize(settings.home, settings.profile, full=full, bars=row_bars)
+    views = run_materialize(
+        settings.home, settings.profile, full=full, num_workers=workers, bars=row_bars
+    )
     emit(
         {
             "views": {
-                view.name: {"from": view.start, "seconds": round(view.seconds, 3)} for view in views
+                view.name: {
+                    "from": view.start,
+                    "rows": view.num_rows,
+                    "removed": view.num_removed,
+                    "future": view.num_future,
+                    "seconds": round(view.seconds, 3),
+                }
+                for view in views
             },
             "seconds": round(time.perf_counter() - began, 3),
         }

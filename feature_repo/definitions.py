@@ -6,10 +6,15 @@ names, types and units come from the modules that write the files, so there is o
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project, ValueType
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.feature_store import RepoContents
+from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import (
+    PostgreSQLSource,
+)
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.types import Array, Float32, Float64, Int64, String
 
@@ -106,8 +111,19 @@ def _same_stamps(data_source_proto: DataSourceProto) -> None:
     data_source_proto.meta.last_updated_timestamp.FromDatetime(_EPOCH)
 
 
-def define(home: Home) -> Definitions:
-    """Definitions for the data set in ``home``."""
+def feature_table(view: str, version: str | None = None) -> str:
+    """Name of a view's PostgreSQL table; vectors of behaviours have one per encoder."""
+    return f"{view}_{version}" if version else view
+
+
+def define(home: Home, offline_type: str = "duckdb") -> Definitions:
+    """Definitions for the data set in ``home``.
+
+    Args:
+        home: Its manifests and files say what exists.
+        offline_type: Type of the profile's offline store: the views' sources are tables for
+            ``postgres``, else the home's parquet files. Everything else is the same.
+    """
     manifest = SHOP_MANIFEST
     if home.manifest.exists():
         manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
@@ -122,27 +138,27 @@ def define(home: Home) -> Definitions:
     )
     views = [
         _view(
-            home, "behavior_embeddings", behavior,
+            home, offline_type, "behavior_embeddings", behavior,
             (_EMBEDDING, FeatureField("encoder_fingerprint", "string", "Encoder of the vector.")),
             "Each distinct behaviour text through the frozen shallow half of the language model.",
-            folder=encoder.fingerprint if encoder else "none",
+            version=encoder.fingerprint if encoder else "none",
             tags={"encoder_fingerprint": encoder.fingerprint if encoder else "none"},
         ),
         _view(
-            home, "user_sequences", user, sequences.fields(manifest),
+            home, offline_type, "user_sequences", user, sequences.fields(manifest),
             f"The last {manifest.sequence_length} behaviours per scene, oldest first, one row per "
             "change; row of a time holds everything up to and including it.",
         ),
         _view(
-            home, "user_stats", user, user_stats.fields(manifest),
+            home, offline_type, "user_stats", user, user_stats.fields(manifest),
             "How active a user has been, over windows that end at the row's time.",
         ),
         _view(
-            home, "items", item, item_stats.fields(manifest),
+            home, offline_type, "items", item, item_stats.fields(manifest),
             "An item's title, columns and popularity; daily snapshots at midnight UTC.",
         ),
         _view(
-            home, "item_neighbors", item, item_neighbors.fields(manifest),
+            home, offline_type, "item_neighbors", item, item_neighbors.fields(manifest),
             "Items that the same users and baskets hold; counted anew every "
             f"{item_neighbors.REFRESH_DAYS} days.",
         ),
@@ -159,7 +175,7 @@ def define(home: Home) -> Definitions:
     ]
     exported = [
         _view(
-            home, f"{entity.name}_embeddings", entity,
+            home, offline_type, f"{entity.name}_embeddings", entity,
             (_EMBEDDING, FeatureField("model_version", "string", "Run that computed the vector.")),
             f"Deep output of one trained model for each {entity.name}; filled by export.",
         )
@@ -197,29 +213,18 @@ def _entity(key: str, value_type: ValueType, description: str) -> Entity:
 
 def _view(
     home: Home,
+    offline_type: str,
     name: str,
     entity: Entity,
     fields: tuple[FeatureField, ...],
     description: str,
     *,
-    folder: str | None = None,
+    version: str | None = None,
     tags: dict[str, str] | None = None,
 ) -> FeatureView:
     key = entity.join_key
     key_type: FieldType = "int64" if entity.value_type == ValueType.INT64 else "string"
     all_fields = (FeatureField(key, key_type, entity.description), *fields)
-    path = home.view(name) / folder if folder else home.view(name)
-    source = FileSource(
-        name=f"{name}_source",
-        path=str(path / "*.parquet"),
-        file_format=ParquetFormat(),
-        timestamp_field="event_timestamp",
-        created_timestamp_column="created_timestamp",
-        description=f"Parquet files of {name}.",
-        owner=OWNER,
-        tags={"view": name},
-    )
-    source._set_timestamps_in_proto = _same_stamps
     return FeatureView(
         name=name,
         entities=[entity],
@@ -228,8 +233,33 @@ def _view(
             Field(name=f.name, dtype=_TYPES[f.type], description=f.description) for f in all_fields
         ],
         online=True,
-        source=source,
+        source=_source(home, offline_type, name, version),
         description=description,
         owner=OWNER,
         tags=tags or {"written_by": "longtrail"},
     )
+
+
+def _source(home: Home, offline_type: str, view: str, version: str | None) -> DataSource:
+    """Where the rows of a view are in an offline store; the same names and times in each."""
+    common: dict[str, Any] = {
+        "name": f"{view}_source",
+        "timestamp_field": "event_timestamp",
+        "created_timestamp_column": "created_timestamp",
+        "owner": OWNER,
+        "tags": {"view": view},
+    }
+    if offline_type == "postgres":
+        source = PostgreSQLSource(
+            table=feature_table(view, version), description=f"Table of {view}.", **common
+        )
+    else:
+        folder = home.view(view) / version if version else home.view(view)
+        source = FileSource(
+            path=str(folder / "*.parquet"),
+            file_format=ParquetFormat(),
+            description=f"Parquet files of {view}.",
+            **common,
+        )
+    source._set_timestamps_in_proto = _same_stamps
+    return source

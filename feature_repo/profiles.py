@@ -9,16 +9,28 @@ import os
 from pathlib import Path
 
 import click
+import yaml
 from feast import FeatureStore
+from sqlalchemy.exc import OperationalError
 
+from feature_repo.connections import (
+    DATABASE_URL,
+    REDIS_URL,
+    DatabaseAddress,
+    RedisAddress,
+    feast_variables,
+)
 from feature_repo.errors import StoreError
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home, complete_file
+from feature_repo.services import local
 
 REPO_FOLDER = Path(__file__).resolve().parent
-PROFILES = {"embedded": "feature_store.yaml"}
+PROFILES = {"embedded": "feature_store.yaml", "production": "production.yaml"}
 """Profile -> its yaml file."""
 DEFAULT_PROFILE = "embedded"
 _HOME_IN_YAML = "../var/"
+_ADDRESS_IN_YAML = "${LONGTRAIL_"
+_CONNECT_TIMEOUT = "PGCONNECT_TIMEOUT"
 
 
 def profile_file(home: Home, profile: str) -> Path:
@@ -46,8 +58,56 @@ def profile_text(home: Home, profile: str) -> str:
 
 
 def open_store(home: Home, profile: str) -> FeatureStore:
-    """Feast's store of a home under a profile."""
-    return FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=profile_file(home, profile))
+    """Feast's store of a home under a profile.
+
+    Where the profile wants a server that has no address, a local one runs until this process ends
+    (:func:`feature_repo.services.local.hold`).
+
+    Raises:
+        StoreError: If there is no such profile, an address cannot be used, or a server does not
+            start.
+    """
+    file = profile_file(home, profile)
+    if _ADDRESS_IN_YAML in profile_text(home, profile):
+        os.environ.update(store_variables(home))
+    try:
+        return FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
+    except OperationalError as error:  # the registry
+        reason = str(error.orig).strip().splitlines()[0]
+        raise StoreError(
+            f"the registry of the profile {profile!r} cannot be reached ({reason}): is its server "
+            "up? See docs/production.md"
+        ) from error
+
+
+def store_variables(home: Home, *, start: bool = True) -> dict[str, str]:
+    """The variables of ``production.yaml``, secrets included, from the environment's addresses.
+
+    Args:
+        home: Whose local servers stand in for an address that is not given.
+        start: Whether to start and hold them; else they must run.
+
+    Raises:
+        StoreError: If an address cannot be used, or a local server does not start or run.
+    """
+    database_url, redis_url = os.environ.get(DATABASE_URL), os.environ.get(REDIS_URL)
+    # Before any server starts: a mistake in one address needs none.
+    database = DatabaseAddress.parse(database_url) if database_url else None
+    redis = RedisAddress.parse(redis_url) if redis_url else None
+    missing: list[local.Kind] = []
+    if database is None:
+        missing.append("postgres")
+    if redis is None:
+        missing.append("redis")
+    urls: dict[local.Kind, str] = {}
+    if missing:
+        urls = local.hold(home, missing) if start else local.addresses(home, missing)
+    variables = feast_variables(
+        database or DatabaseAddress.parse(urls["postgres"]),
+        redis or RedisAddress.parse(urls["redis"]),
+    )
+    # Feast's configuration has no place for it; PostgreSQL's own library reads it.
+    return variables | {_CONNECT_TIMEOUT: os.environ.get(_CONNECT_TIMEOUT, "10")}
 
 
 def active_home() -> Home:
@@ -69,6 +129,12 @@ def active_home() -> Home:
             "writes that file)"
         )
     return home
+
+
+def active_offline_type() -> str:
+    """The type of offline store that the running feast command uses."""
+    configuration = yaml.safe_load(_active_yaml().read_text(encoding="utf-8"))
+    return str(configuration["offline_store"]["type"])
 
 
 def _active_yaml() -> Path:

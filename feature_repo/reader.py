@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import ibis
@@ -19,34 +18,27 @@ import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
-from feast.types import Array, Float32, Float64, Int64, String
 from numpy.typing import NDArray
 
 from feature_repo.behavior import item_key
 from feature_repo.columns import Columns, Ragged, column_from_arrow, column_from_values
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError, StoreError
+from feature_repo.feast_bytes import VALUE_FIELDS, column_from_bytes
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
 from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
 from feature_repo.manifest import DataManifest, load_manifest
-from feature_repo.point_in_time import latest_rows
+from feature_repo.offline import OfflineStore, open_offline
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
+from feature_repo.redis_lookup import RedisLookup
 
 Join = Literal["fast", "feast"]
-"""``feast`` asks Feast's own historical retrieval, ``fast`` reads the same files with the join of
-:mod:`feature_repo.point_in_time`; the values are equal."""
+"""``feast`` asks Feast's own historical retrieval, ``fast`` reads the same rows with the join of
+:mod:`feature_repo.offline`; the values are equal."""
 
 _ONLINE_KEYS = 1000
 """Keys per online request: bounds the response's size."""
-_PROTO_FIELDS = {
-    Int64: "int64_val",
-    Float32: "float_val",
-    Float64: "double_val",
-    String: "string_val",
-    Array(Int64): "int64_list_val",
-    Array(Float32): "float_list_val",
-}
 _DAY_S = 86_400.0
 
 
@@ -56,7 +48,6 @@ class _View:
 
     name: str
     key: str
-    files: str
     ttl: timedelta | None
     kinds: dict[str, str]
     """Feature -> field of a protobuf ``Value``, in the order of the service."""
@@ -80,6 +71,8 @@ class FeatureReader:
         self.home = home
         self.manifest: DataManifest = load_manifest(home)
         self.store: FeatureStore = open_store(home, profile)
+        self.offline: OfflineStore = open_offline(self.store)
+        self._lookups: dict[tuple[str, ...], RedisLookup] = {}
         try:
             projections = self.store.get_feature_service(service).feature_view_projections
             views = [self._view(p.name, [f.name for f in p.features]) for p in projections]
@@ -97,9 +90,8 @@ class FeatureReader:
         return _View(
             name=name,
             key=view.entity_columns[0].name,
-            files=str(view.batch_source.path),
             ttl=view.ttl or None,
-            kinds={feature: _PROTO_FIELDS[types[feature]] for feature in features},
+            kinds={feature: VALUE_FIELDS[types[feature]] for feature in features},
         )
 
     @property
@@ -230,14 +222,13 @@ class FeatureReader:
 
     def _by_fast_join(self, view: _View, keys: NDArray[Any], times: NDArray[np.int64]) -> Columns:
         """Join the distinct (key, time) pairs, then repeat them as often as they were asked."""
-        _require_files(view)
+        self.offline.require(view.name)
         codes, distinct = pd.factorize(keys)
         pairs, inverse = np.unique(
             np.stack([codes.astype(np.int64), times], axis=1), axis=0, return_inverse=True
         )
-        rows, place = latest_rows(
-            view.files,
-            key=view.key,
+        rows, place = self.offline.latest_rows(
+            view.name,
             keys=_key_array(view, distinct[pairs[:, 0]]),
             times=pairs[:, 1],
             ttl=view.ttl,
@@ -250,7 +241,7 @@ class FeatureReader:
 
     def _by_feast(self, view: _View, keys: NDArray[Any], times: NDArray[np.int64]) -> Columns:
         """Feast's own join; a row id restores order and count, which it does not promise."""
-        _require_files(view)
+        self.offline.require(view.name)
         entities = pd.DataFrame(
             {
                 view.key: _key_array(view, keys).to_pandas(),
@@ -301,11 +292,19 @@ class FeatureReader:
                 )
                 for view in views
             }
-        (key,) = {view.key for view in views}
         plain = [int(k) for k in keys] if keys.dtype != object else keys.tolist()
+        if self.store.config.online_store.type == "redis":
+            return self._from_redis(views, plain, times)
+        return self._from_response(views, plain, times)
+
+    def _from_response(
+        self, views: Sequence[_View], keys: Sequence[Any], times: NDArray[np.int64]
+    ) -> dict[str, Columns]:
+        """Features of Feast's own online retrieval, which knows every store."""
+        (key,) = {view.key for view in views}
         response = self.store.get_online_features(
             features=[f"{view.name}:{name}" for view in views for name in view.kinds],
-            entity_rows=[{key: value} for value in plain],
+            entity_rows=[{key: value} for value in keys],
             full_feature_names=True,
         ).proto
         # The order of features varies between processes: look them up by name.
@@ -319,6 +318,25 @@ class FeatureReader:
                 valid = _valid(result, times, view.ttl)
                 values[name] = column_from_values(result.values, valid, kind)
                 present |= valid & [value.WhichOneof("val") is not None for value in result.values]
+            columns[view.name] = Columns(present, values)
+        return columns
+
+    def _from_redis(
+        self, views: Sequence[_View], keys: Sequence[Any], times: NDArray[np.int64]
+    ) -> dict[str, Columns]:
+        """The same in one round trip, one command per key; a test holds both against each other."""
+        names = tuple(view.name for view in views)
+        if names not in self._lookups:
+            wanted = [(self.store.get_feature_view(v.name), list(v.kinds)) for v in views]
+            self._lookups[names] = RedisLookup(self.store, wanted)
+        columns = {}
+        for view, (written, messages) in zip(views, self._lookups[names].read(keys), strict=True):
+            valid = _unexpired(written, times, view.ttl)
+            present = np.zeros(len(keys), dtype=bool)
+            values = {}
+            for (name, kind), column in zip(view.kinds.items(), messages, strict=True):
+                values[name] = column_from_bytes(column, valid, kind)
+                present |= valid & [bool(message) for message in column]
             columns[view.name] = Columns(present, values)
         return columns
 
@@ -389,16 +407,6 @@ def _release_ibis() -> None:
         backend.disconnect()
 
 
-def _require_files(view: _View) -> None:
-    folder = Path(view.files).parent
-    if not any(folder.glob(Path(view.files).name)):
-        step = {"behavior_embeddings": "encode", "user_embeddings": "export"}
-        raise MissingStepError(
-            f"{folder} holds no features of {view.name} yet: run "
-            f"`longtrail {step.get(view.name, 'sequences')}` first"
-        )
-
-
 def _key_array(view: _View, keys: Any) -> pa.Array:
     if view.key == "behavior_id":
         return pa.array(np.asarray(keys, dtype=np.int64))
@@ -415,7 +423,14 @@ def _valid(result: Any, times: NDArray[np.int64], ttl: timedelta | None) -> NDAr
     """Which online values are there and not expired; the stores apply no time to live."""
     statuses = np.fromiter(result.statuses, dtype=np.int64, count=len(times))
     written = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in result.event_timestamps])
-    valid: NDArray[np.bool_] = (statuses == FieldStatus.PRESENT) & (written > 0)
+    present: NDArray[np.bool_] = statuses == FieldStatus.PRESENT
+    return present & _unexpired(written, times, ttl)
+
+
+def _unexpired(
+    written: NDArray[np.int64], times: NDArray[np.int64], ttl: timedelta | None
+) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = written != 0
     if ttl:
         valid &= written + ttl // timedelta(microseconds=1) >= times
     return valid

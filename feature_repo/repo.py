@@ -1,9 +1,9 @@
 """The only file that Feast imports: ``.feastignore`` lists every other one in this folder."""
 
 from feature_repo.definitions import define
-from feature_repo.profiles import active_home
+from feature_repo.profiles import active_home, active_offline_type
 
-_definitions = define(active_home())
+_definitions = define(active_home(), active_offline_type())
 
 user, item, behavior = _definitions.entities
 behavior_embeddings, user_sequences, user_stats, *_others = _definitions.views

@@ -7,6 +7,7 @@ import click
 
 from feature_repo.command import Settings, emit, pass_settings
 from feature_repo.progress import late_bar
+from feature_repo.publish import publish
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
 # imports the modules that need them when it runs.
@@ -42,4 +43,4 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
             users=late_bar(bars, "users", "users"),
             items=late_bar(bars, "items", "items"),
         )
-    emit({**asdict(result), "seconds": round(result.seconds, 1)})
+    emit({**asdict(result), "seconds": round(result.seconds, 1), **publish(settings)})

@@ -252,8 +252,7 @@ def test_an_expired_row_is_missing_offline_and_online(home: Home) -> None:
     reader = FeatureReader(home)
     short = timedelta(hours=20)
     reader._user_views = [
-        type(view)(view.name, view.key, view.files, short, view.kinds)
-        for view in reader._user_views
+        type(view)(view.name, view.key, short, view.kinds) for view in reader._user_views
     ]
     users = np.array([str(n) for n in range(30)], dtype=object)
     online = reader.online_users(users)

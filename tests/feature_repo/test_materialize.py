@@ -1,0 +1,115 @@
+"""`longtrail materialize` and lookups in the production profile, on real servers."""
+
+import time
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+from feature_repo.columns import Ragged
+from feature_repo.connections import DATABASE_URL, REDIS_URL
+from feature_repo.errors import LongtrailError, StoreError
+from feature_repo.home import Home
+from feature_repo.materialize import apply, materialize
+from feature_repo.parity import check_parity
+from feature_repo.postgres_load import load_tables
+from feature_repo.postgres_session import Database
+from feature_repo.profiles import open_store
+from feature_repo.reader import FeatureReader
+from feature_repo.services.postgres import DATABASE, PostgresServer
+from feature_repo.services.redis import RedisServer
+from tests.feature_repo.conftest import write_files
+from tests.feature_repo.test_reader import assert_equal, build
+from tests.servers import RedisCluster
+
+USERS = np.array([*(str(n) for n in range(30)), "stranger", "0"], dtype=object)
+ITEMS = np.array([*(f"P{n}" for n in range(6)), "unknown"], dtype=object)
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Home, str]]:
+    """The kitchen, built, and the address of a database of its own."""
+    folder = tmp_path_factory.mktemp("kitchen")
+    write_files(folder)
+    home = Home(folder / "home")
+    build(home, folder)
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    yield home, postgres.url.replace(f"/{DATABASE}?", f"/{name}?")
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="module", params=["server", "cluster"])
+def home(
+    request: pytest.FixtureRequest,
+    loaded: tuple[Home, str],
+) -> Iterator[Home]:
+    """The kitchen with everything in PostgreSQL and in Redis."""
+    built, database_url = loaded
+    server: RedisServer | RedisCluster = request.getfixturevalue(f"redis_{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DATABASE_URL, database_url)
+        patch.setenv(REDIS_URL, server.url)
+        apply(built, "production")
+        load_tables(built, Database(open_store(built, "production").config.offline_store))
+        materialize(built, "production", full=True, num_workers=2)
+        yield built
+
+
+def test_offline_and_online_give_equal_bytes(home: Home) -> None:
+    reader = FeatureReader(home, "production")
+    users, items = reader.online_users(USERS), reader.online_items(ITEMS)
+    assert_equal(reader.historical_users(USERS, reader.request_times(len(USERS))), users)
+    assert_equal(reader.historical_items(ITEMS, reader.request_times(len(ITEMS))), items)
+    embedded = FeatureReader(home)
+    assert_equal(embedded.online_users(USERS), users)
+    assert_equal(embedded.online_items(ITEMS), items)
+    assert users.found.tolist() == [True] * 30 + [False, True]
+
+
+def test_the_direct_lookup_is_feasts_value_by_value(home: Home) -> None:
+    reader = FeatureReader(home, "production")
+    for views, keys in ((reader._user_views, USERS), (reader._item_views, ITEMS)):
+        times = reader.request_times(len(keys))
+        direct = reader._from_redis(views, keys.tolist(), times)
+        feasts = reader._from_response(views, keys.tolist(), times)
+        assert direct.keys() == feasts.keys()
+        for name, columns in feasts.items():
+            assert direct[name].present.tolist() == columns.present.tolist()
+            for feature, column in columns.values.items():
+                other = direct[name].values[feature]
+                if isinstance(column, Ragged):
+                    assert isinstance(other, Ragged)
+                    assert column.lengths.tolist() == other.lengths.tolist()
+                    column, other = column.values, other.values
+                assert isinstance(other, np.ndarray)
+                assert column.dtype == other.dtype
+                np.testing.assert_array_equal(column, other)
+
+
+def test_nothing_new_is_nothing_to_do(home: Home) -> None:
+    assert all(view.start is None for view in materialize(home, "production"))
+    assert check_parity(home, "production", sample=30).mismatches == 0
+
+
+def test_two_at_once_are_refused(home: Home) -> None:
+    with home.lock("online-production"), pytest.raises(LongtrailError, match="another process"):
+        materialize(home, "production")
+
+
+def test_redis_away_is_one_sentence_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REDIS_URL, "redis://:word@127.0.0.1:1/0")
+    reader = FeatureReader(home, "production")
+    began = time.perf_counter()
+    with pytest.raises(StoreError, match="does not answer") as error:
+        reader.online_users(["1"])
+    assert time.perf_counter() - began < 0.5
+    assert "word" not in str(error.value)
+    with pytest.raises(StoreError, match="does not answer"):
+        materialize(home, "production")
