@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from encoders import cli as encoder_commands
 from feature_repo import cli as feature_commands
+from feature_repo import cli_versions as version_commands
 from feature_repo.command import SentenceGroup, Settings, emit, pass_settings, say
 from feature_repo.dataset import DATASETS, load_dataset
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home
@@ -58,8 +58,9 @@ def main(context: click.Context, home: Path, profile: str, verbose: bool) -> Non
     )
     # Feast and its libraries warn about their own insides; --verbose shows them.
     if not verbose:
-        warnings.simplefilter("ignore")
-        for name in ("feast", "httpx", "transformers", "alembic"):
+        # Not by a filter: Feast sets filters of its own when it is imported.
+        logging.captureWarnings(True)
+        for name in ("py.warnings", "feast", "httpx", "transformers", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
     # Which servers start, and how long they stay, is news to everyone.
     logging.getLogger(local.__name__).setLevel(logging.INFO)
@@ -210,6 +211,7 @@ def _summarize(result: dict[str, Any]) -> None:
 
 for group in (
     feature_commands,
+    version_commands,
     service_commands,
     encoder_commands,
     training_commands,

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.pretrained import quiet_transformers
-from encoders.table import ENCODER_FILE, PART_FILES, EmbeddingTable, stored_ids, stored_times
+from encoders.table import PART_FILES, EmbeddingTable, stored_ids, stored_times
 from encoders.text_encoder import TextEncoder, check_finite
 from feature_repo.errors import MissingStepError
 from feature_repo.home import Home, complete_file
 from feature_repo.manifest import EncoderManifest, load_encoder
 from feature_repo.progress import Progress, silent
+from feature_repo.version_names import ENCODER_FILE
 
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home, complete_folder, write_json
 from feature_repo.manifest import EncoderManifest, load_encoder
+from feature_repo.version_names import ENCODER_FILE
 
 PART_FILES = "part-*.parquet"
-ENCODER_FILE = "encoder.json"
 _LOCK_TIMEOUT_S = 600.0
 """Building takes seconds per million vectors; whoever waits longer waits for a hanging process."""
 

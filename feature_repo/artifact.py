@@ -5,6 +5,7 @@
     manifest.json       this document
     weights.safetensors the trained weights
     score.pt2           the exported program: program inputs -> logits
+    reference.json      how the training rows were distributed (:mod:`feature_repo.drift`)
 
 The program's inputs, in order, are those of :data:`PROGRAM_INPUTS`; ``encoders.inputs`` builds them
 from what the reader returns, in the same way for training and serving.
@@ -12,14 +13,17 @@ from what the reader returns, in the same way for training and serving.
 
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import AwareDatetime, Field
 
+from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
-from feature_repo.manifest import Document
+from feature_repo.manifest import Document, load_encoder
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 PROGRAM_FILE = "score.pt2"
+REFERENCE_FILE = "reference.json"
 
 PROGRAM_INPUTS = (
     "table",
@@ -109,17 +113,95 @@ class CurrentRun(Document):
     """``runs/current.json``: the run that is served where none is named."""
 
     run: str
+    before: tuple[str, ...] = ()
+    """Runs that were served before and can be again, the last one at the end."""
 
 
-def current_run(home: Home) -> str:
-    """Name of the run that training made current.
+def load_current_run(home: Home) -> CurrentRun:
+    """The run that is served, and those before.
 
     Raises:
         MissingStepError: If nothing has been trained in ``home``.
     """
-    return CurrentRun.load(home.current_run, made_by="longtrail train").run
+    return CurrentRun.load(home.current_run, made_by="longtrail train")
+
+
+def current_run(home: Home) -> str:
+    """Name of the run that is served; see :func:`load_current_run`."""
+    return load_current_run(home).run
 
 
 def set_current_run(home: Home, run: str) -> None:
-    """Name the run that is served."""
-    CurrentRun(run=run).save(home.current_run)
+    """Serve a run; the one that is served now becomes the last one before."""
+    with _only_change(home):
+        now = load_current_run(home) if home.current_run.exists() else None
+        if now is None or now.run != run:
+            before = (*now.before, now.run) if now else ()
+            CurrentRun(run=run, before=before).save(home.current_run)
+
+
+def previous_run(home: Home) -> str:
+    """Name of the run that was served before.
+
+    Raises:
+        ArtifactError: If there was none.
+    """
+    now = load_current_run(home)
+    if not now.before:
+        raise ArtifactError(
+            f"no run was served before {now.run!r}: choose one with `longtrail promote RUN`"
+        )
+    return now.before[-1]
+
+
+def set_previous_run(home: Home) -> None:
+    """Serve the run before again; see :func:`previous_run`."""
+    with _only_change(home):
+        run, before = previous_run(home), load_current_run(home).before
+        CurrentRun(run=run, before=before[:-1]).save(home.current_run)
+
+
+def forget_runs(home: Home, runs: set[str]) -> None:
+    """Take runs that are no more out of those that were served before."""
+    with _only_change(home):
+        if home.current_run.exists():
+            now = load_current_run(home)
+            kept = tuple(run for run in now.before if run not in runs)
+            CurrentRun(run=now.run, before=kept).save(home.current_run)
+
+
+def _only_change(home: Home) -> FileLock:
+    """Of ``current.json``; it takes milliseconds, so whoever comes second waits."""
+    home.runs.mkdir(parents=True, exist_ok=True)
+    return FileLock(home.runs / ".current.lock", timeout=10)
+
+
+def finished_runs(home: Home) -> list[str]:
+    """Names of the runs that have an artifact, sorted."""
+    return sorted(path.parent.name for path in home.runs.glob(f"*/{MANIFEST_FILE}"))
+
+
+def load_run_manifest(home: Home, run: str) -> ArtifactManifest:
+    """The manifest of a run.
+
+    Raises:
+        ArtifactError: If there is no such run, or it has no manifest.
+    """
+    path = home.runs / run / MANIFEST_FILE
+    if not path.is_file():
+        raise ArtifactError(
+            f"there is no finished run {run!r} in {home.runs}; there are: "
+            f"{', '.join(finished_runs(home)) or 'none, run `longtrail train` first'}"
+        )
+    return ArtifactManifest.load(path, made_by="longtrail train")
+
+
+def served_encoder(home: Home) -> str:
+    """Fingerprint of the encoder of the run that is served; of the current one where none is.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+    """
+    if home.current_run.exists():
+        return load_run_manifest(home, current_run(home)).encoder_fingerprint
+    return load_encoder(home).fingerprint

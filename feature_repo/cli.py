@@ -19,6 +19,7 @@ from feature_repo.shop import ShopConfig, generate_shop
 
 if TYPE_CHECKING:
     from feature_repo.ingest import IngestSummary
+    from feature_repo.reader import Join
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -170,29 +171,110 @@ def row_bars(view: str) -> AbstractContextManager[Progress]:
 
 
 @click.command()
-@click.option("--sample", type=click.IntRange(1), default=1000, show_default=True, help="Keys.")
+@click.option(
+    "--sample", type=click.IntRange(1), default=1000, show_default=True, help="Keys of each view."
+)
+@click.option(
+    "--join",
+    type=click.Choice(["feast", "fast"]),
+    default="feast",
+    show_default=True,
+    help="How rows are found offline: by Feast's own join, or as training finds them.",
+)
 @pass_settings
-def parity(settings: Settings, sample: int) -> None:
+def parity(settings: Settings, sample: int, join: "Join") -> None:
     """Compare what training reads with what serving reads, value by value.
 
-    Exit code 1 and the first differences where there are any.
+    Exit code 1 and the first differences where there are any. Every run is a line in
+    HOME/parity.jsonl, and HOME/metrics/parity.prom is for Prometheus.
 
-    Example: longtrail parity --sample 2000
+    Example: longtrail parity --sample 5000 --join fast
     """
     from feature_repo.parity import check_parity
 
-    began = time.perf_counter()
-    with progress_bar("parity", "kinds") as progress:
-        report = check_parity(settings.home, settings.profile, sample=sample, progress=progress)
-    emit({**asdict(report), "seconds": round(time.perf_counter() - began, 3)})
-    if report.mismatches:
-        first = report.differences[0]
-        say(
-            f"Error: {report.mismatches:,} of {report.compared_values:,} values differ, first "
-            f"{first['feature']} of {first['key']}: {first['offline']} offline, {first['online']} "
-            "online; run `longtrail materialize --full`"
+    with progress_bar("parity", "keys") as progress:
+        report = check_parity(
+            settings.home, settings.profile, sample=sample, join=join, progress=progress
         )
+    emit(
+        {
+            "profile": settings.profile,
+            "sample": sample,
+            "compared_values": report.compared_values,
+            "mismatches": report.mismatches,
+            "views": {name: asdict(view) for name, view in report.views.items()},
+            "seconds": round(report.seconds, 3),
+        }
+    )
+    for name, view in report.views.items():
+        if view.wrong:
+            first = view.differences[0]
+            say(
+                f"Error: {name}: {view.mismatches:,} of {view.values:,} values differ, "
+                f"{view.missing_online:,} rows are missing online and {view.missing_offline:,} "
+                f"offline; first {first['feature']} of {first['key']}: {first['offline']} offline, "
+                f"{first['online']} online; run `longtrail materialize --full`"
+            )
+    if report.mismatches:
         raise SystemExit(1)
 
 
-commands: list[click.Command] = [shop, ingest, sequences, apply, materialize, parity]
+@click.command()
+@pass_settings
+def doctor(settings: Settings) -> None:
+    """Check configuration and contents of the live stores; say what is wrong and what to do.
+
+    Changes nothing. Exit code 1 where something is wrong.
+
+    Example: longtrail --profile production doctor
+    """
+    from feature_repo.doctor import examine
+
+    with progress_bar("doctor", "checks") as progress:
+        findings = examine(settings.home, settings.profile, progress=progress)
+    is_well = all(finding.ok for finding in findings)
+    for finding in findings:
+        say(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.detail}")
+        if finding.fix:
+            say(f"      -> {finding.fix}")
+    emit(
+        {
+            "profile": settings.profile,
+            "ok": is_well,
+            "checks": [asdict(finding) for finding in findings],
+        }
+    )
+    if not is_well:
+        raise SystemExit(1)
+
+
+@click.command()
+@pass_settings
+def status(settings: Settings) -> None:
+    """Show freshness, counts, lag and versions of every view, and whether the servers are up.
+
+    Exit code 1 where a server does not answer.
+
+    Example: longtrail status
+    """
+    from feature_repo.status import as_json, look
+    from feature_repo.status_table import status_lines
+
+    seen = look(settings.home, settings.profile)
+    for line in status_lines(seen):
+        say(line)
+    emit(as_json(seen))
+    if not seen.ok:
+        raise SystemExit(1)
+
+
+commands: list[click.Command] = [
+    shop,
+    ingest,
+    sequences,
+    apply,
+    materialize,
+    parity,
+    doctor,
+    status,
+]

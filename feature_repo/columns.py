@@ -4,6 +4,7 @@ A scalar feature is an array of R values; a list feature is :class:`Ragged`. Mis
 every store, and so is expired: Feast applies a view's time to live offline only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from feature_repo.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,41 @@ def column_from_arrow(array: pa.ChunkedArray | pa.Array) -> Column:
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan, dtype=np.float32)
     raise TypeError(f"no feature has the type {kind}")
+
+
+def check_columns(view: str, kinds: Mapping[str, str], schema: pa.Schema) -> None:
+    """Make sure that stored columns are those that a view was applied with.
+
+    Between a build with other columns and ``longtrail apply`` they are not.
+
+    Args:
+        view: Name of the view.
+        kinds: Feature -> field of ``Value`` that its values set, such as ``float_val``.
+        schema: Of the rows in the offline store.
+
+    Raises:
+        StoreError: If a feature is not there, or of another type.
+    """
+    for name, kind in kinds.items():
+        place = schema.get_field_index(name)
+        found = schema.field(place).type if place >= 0 else None
+        if found is None or not (pa.types.is_null(found) or _fits(found, kind)):
+            raise StoreError(
+                f"{name} of {view} is {found or 'missing'} in the offline store, but was applied "
+                f"as {kind.removesuffix('_val')}: run `longtrail apply`, then `longtrail "
+                "materialize`"
+            )
+
+
+def _fits(found: pa.DataType, kind: str) -> bool:
+    """Whether stored values are of the type of a feature."""
+    if kind in _LISTS:
+        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return is_list and _fits(found.value_type, kind.replace("_list", ""))
+    if kind == "string_val":
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+    of_kind = pa.types.is_integer if kind == "int64_val" else pa.types.is_floating
+    return bool(of_kind(found))
 
 
 _LISTS = {"int64_list_val": np.int64, "float_list_val": np.float32}

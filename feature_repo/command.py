@@ -1,6 +1,8 @@
 """What all commands share: their settings, their one line of output, their sentence on errors."""
 
+import errno
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,11 @@ class Settings:
     """Name of a yaml file in ``feature_repo/``, ``embedded`` being ``feature_store.yaml``."""
 
 
+_FULL_DISK = (
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    "disk is full",  # SQLite's own words
+)
+
 pass_settings = click.make_pass_decorator(Settings)
 
 
@@ -37,9 +44,32 @@ class SentenceGroup(click.Group):
     """A group whose commands answer a user's mistake with one sentence and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a :class:`LongtrailError` becomes its sentence."""
+        """Run the command; a :class:`LongtrailError` or a full disk becomes its sentence."""
         try:
             return super().invoke(ctx)
         except LongtrailError as error:
             say(f"Error: {error}")
             sys.exit(1)
+        except Exception as error:
+            reason = full_disk(error)
+            if reason is None:
+                raise
+            say(
+                f"Error: a disk is full ({reason}): free some space, then run this again; what was "
+                "finished before is kept"
+            )
+            sys.exit(1)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What an error says of a full disk, a quota or a limit, in one line; None where it does not.
+
+    Every library has an error of its own for it, but they all keep the system's words.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        for line in str(seen).splitlines():
+            if any(words in line for words in _FULL_DISK):
+                return line.strip()
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -19,13 +19,16 @@ from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.types import Array, Float32, Float64, Int64, String
 
 from feature_repo import item_neighbors, item_stats, sequences, user_stats
+from feature_repo.artifact import current_run
 from feature_repo.fields import FeatureField, FieldType
 from feature_repo.home import Home
-from feature_repo.manifest import (
-    DataManifest,
-    EncoderManifest,
-    ItemColumn,
-    Split,
+from feature_repo.manifest import DataManifest, ItemColumn, Split
+from feature_repo.version_names import (
+    BEHAVIOR_VIEW,
+    RUN_VIEWS,
+    encoder_view,
+    run_version,
+    unversioned,
 )
 
 OWNER = "longtrail"
@@ -72,6 +75,8 @@ SHOP_MANIFEST = DataManifest(
 )
 """The columns of the built-in shop, declared before anything was ingested."""
 _EMBEDDING = FeatureField("embedding", "float32_list", "Unit-free vector of fixed width.")
+_FINGERPRINT = FeatureField("encoder_fingerprint", "string", "Encoder of the vector.")
+_MODEL_VERSION = FeatureField("model_version", "string", "Run that computed the vector.")
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,12 @@ def _same_stamps(data_source_proto: DataSourceProto) -> None:
     data_source_proto.meta.last_updated_timestamp.FromDatetime(_EPOCH)
 
 
-def feature_table(view: str, version: str | None = None) -> str:
-    """Name of a view's PostgreSQL table; vectors of behaviours have one per encoder."""
-    return f"{view}_{version}" if version else view
-
-
 def define(home: Home, offline_type: str = "duckdb") -> Definitions:
     """Definitions for the data set in ``home``.
+
+    Every encoder's vectors and every exported run's are views of their own
+    (:mod:`feature_repo.version_names`), which :data:`RETRIEVAL_SERVICE` names for the run that is
+    served. Before any ingest the views have no version.
 
     Args:
         home: Its manifests and files say what exists.
@@ -127,9 +131,6 @@ def define(home: Home, offline_type: str = "duckdb") -> Definitions:
     manifest = SHOP_MANIFEST
     if home.manifest.exists():
         manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
-    encoder = None
-    if home.encoder.exists():
-        encoder = EncoderManifest.load(home.encoder, made_by="longtrail encode")
 
     user = _entity("user_id", ValueType.STRING, "A person whose behaviours are recorded.")
     item = _entity("item_id", ValueType.STRING, "Something that can be ranked.")
@@ -137,13 +138,6 @@ def define(home: Home, offline_type: str = "duckdb") -> Definitions:
         "behavior_id", ValueType.INT64, "A distinct behaviour text: 63-bit hash of it, normalised."
     )
     views = [
-        _view(
-            home, offline_type, "behavior_embeddings", behavior,
-            (_EMBEDDING, FeatureField("encoder_fingerprint", "string", "Encoder of the vector.")),
-            "Each distinct behaviour text through the frozen shallow half of the language model.",
-            version=encoder.fingerprint if encoder else "none",
-            tags={"encoder_fingerprint": encoder.fingerprint if encoder else "none"},
-        ),
         _view(
             home, offline_type, "user_sequences", user, sequences.fields(manifest),
             f"The last {manifest.sequence_length} behaviours per scene, oldest first, one row per "
@@ -163,41 +157,58 @@ def define(home: Home, offline_type: str = "duckdb") -> Definitions:
             f"{item_neighbors.REFRESH_DAYS} days.",
         ),
     ]  # fmt: skip
-    ctr = [view for view in views if view.name != "behavior_embeddings"]
     services = [
         FeatureService(
             name=CTR_SERVICE,
-            features=ctr,
+            features=list(views),
             description="What a ranking model reads for a user and a candidate item.",
             owner=OWNER,
             tags={"dataset": manifest.dataset},
         )
     ]
-    exported = [
+    vectors = [
         _view(
-            home, offline_type, f"{entity.name}_embeddings", entity,
-            (_EMBEDDING, FeatureField("model_version", "string", "Run that computed the vector.")),
-            f"Deep output of one trained model for each {entity.name}; filled by export.",
+            home, offline_type, encoder_view(encoder) if encoder else BEHAVIOR_VIEW, behavior,
+            (_EMBEDDING, _FINGERPRINT),
+            "Each distinct behaviour text through the frozen shallow half of one language model.",
+            version=encoder, tags={"encoder_fingerprint": encoder or "none"},
         )
-        for entity in (user, item)
-        # A view without a file can be neither materialised nor read.
-        if not home.manifest.exists() or _has_files(home, f"{entity.name}_embeddings")
+        for encoder in _versions(home, BEHAVIOR_VIEW)
     ]  # fmt: skip
-    if len(exported) == 2:
+    deep_outputs = {
+        (entity.name, run): _view(
+            home, offline_type, f"{name}_{run_version(run)}" if run else name, entity,
+            (_EMBEDDING, _MODEL_VERSION),
+            f"Deep output of one trained model for each {entity.name}; filled by export.",
+            version=run, tags={"model_version": run or "none"},
+        )
+        for name, entity in zip(RUN_VIEWS, (user, item), strict=True)
+        for run in _versions(home, name)
+    }  # fmt: skip
+    served = current_run(home) if home.current_run.exists() else None
+    retrieval = [view for (_, run), view in deep_outputs.items() if run == served]
+    if len(retrieval) == len(RUN_VIEWS):
         services.append(
             FeatureService(
                 name=RETRIEVAL_SERVICE,
-                features=exported,
+                features=list(retrieval),
                 description="Vectors of users and items in one space, for nearest neighbours.",
                 owner=OWNER,
                 tags={"dataset": manifest.dataset},
             )
         )
-    return Definitions((user, item, behavior), (*views, *exported), tuple(services))
+    views += [*vectors, *deep_outputs.values()]
+    return Definitions((user, item, behavior), tuple(views), tuple(services))
 
 
-def _has_files(home: Home, view: str) -> bool:
-    return any(home.view(view).glob("*.parquet"))
+def _versions(home: Home, view: str) -> list[str | None]:
+    """Folders of a view that hold rows: a view without any can be neither materialised nor read.
+
+    None, which stands for a view without version, before any ingest.
+    """
+    folders = {path.parent.name for path in home.view(view).glob("*/*.parquet")}
+    complete = sorted(name for name in folders if not name.endswith(".part"))
+    return [*complete] if complete or home.manifest.exists() else [None]
 
 
 def _entity(key: str, value_type: ValueType, description: str) -> Entity:
@@ -250,11 +261,9 @@ def _source(home: Home, offline_type: str, view: str, version: str | None) -> Da
         "tags": {"view": view},
     }
     if offline_type == "postgres":
-        source = PostgreSQLSource(
-            table=feature_table(view, version), description=f"Table of {view}.", **common
-        )
+        source = PostgreSQLSource(table=view, description=f"Table of {view}.", **common)
     else:
-        folder = home.view(view) / version if version else home.view(view)
+        folder = home.view(unversioned(view)) / (version or "")
         source = FileSource(
             path=str(folder / "*.parquet"),
             file_format=ParquetFormat(),

@@ -11,6 +11,7 @@ type, length and bytes of each value; the project's name follows.
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain, compress, pairwise
 from typing import Any
 
@@ -193,8 +194,7 @@ def value_bytes(column: pa.Array, field: str) -> list[bytes]:
     Raises:
         StoreError: If a list holds a null: online it would come back as 0.
     """
-    number = Value.DESCRIPTOR.fields_by_name[field].number
-    tag = _varint(number << 3 | _WIRE_TYPES.get(field, _BYTES))
+    tag = _tag(field)
     if field.endswith("list_val"):
         messages = _list_bytes(column, tag, is_float=field == "float_list_val")
     elif field == "string_val":
@@ -241,6 +241,13 @@ def _list_bytes(column: pa.Array, tag: bytes, *, is_float: bool) -> list[bytes]:
     return messages
 
 
+@cache
+def _tag(field: str) -> bytes:
+    """What a ``Value`` that sets a field begins with."""
+    number = Value.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | _WIRE_TYPES.get(field, _BYTES))
+
+
 def _varint(number: int) -> bytes:
     """One varint: a tag or a length."""
     pieces = bytearray()
@@ -256,12 +263,18 @@ def column_from_bytes(
 ) -> Column:
     """A column of ``Value`` messages, as :func:`feature_repo.columns.column_from_values` makes it.
 
+    A value of another type, written before the feature's type changed, is missing.
+
     Args:
         messages: R messages; None or empty where there is no value.
         valid: bool [R]; False where the row is missing or expired.
         field: Which field of ``Value`` they set.
     """
-    filled = [bool(message) and bool(ok) for message, ok in zip(messages, valid, strict=True)]
+    tag = _tag(field)
+    filled = [
+        message is not None and bool(ok) and message.startswith(tag)
+        for message, ok in zip(messages, valid, strict=True)
+    ]
     chosen = [message for message in compress(messages, filled) if message is not None]
     if field.endswith("list_val"):
         if field == "float_list_val":

@@ -29,7 +29,7 @@ from pydantic import AwareDatetime
 
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.fields import CREATED_TIMESTAMP
-from feature_repo.home import Home, complete_file, complete_folder
+from feature_repo.home import Home, complete_file, complete_folder, tidy_folder
 from feature_repo.manifest import DataManifest, Document
 from feature_repo.progress import Progress
 
@@ -240,6 +240,7 @@ class WholeView:
         start = time.perf_counter()
         name = self.folder.name
         with home.lock(name), engine(home, name, threads=threads) as connection:
+            tidy_folder(self.folder)  # of a run that was killed
             buckets = event_buckets(home)
             total = sum(pq.read_metadata(path).num_rows for path in buckets.values())
             identities = [

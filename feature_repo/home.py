@@ -117,6 +117,20 @@ class Home:
         """Names the run that is served (:class:`feature_repo.artifact.CurrentRun`)."""
         return self.root / "runs" / "current.json"
 
+    def materialized(self, profile: str) -> Path:
+        """What was copied online (:class:`feature_repo.materialize.Materialized`)."""
+        return self.root / f"materialized-{profile}.json"
+
+    @property
+    def parity_runs(self) -> Path:
+        """One line per comparison (:class:`feature_repo.parity_series.ParityRun`), newest last."""
+        return self.root / "parity.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Folder of Prometheus text files, as node_exporter's textfile collector reads them."""
+        return self.root / "metrics"
+
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:
         """Hold the only right to write ``what``.
@@ -151,10 +165,8 @@ def complete_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def complete_folder(path: Path) -> Iterator[Path]:
     """A ``.part`` folder to fill, put in place of ``path`` if the block ends without an error."""
-    part = path.with_name(path.name + ".part")
-    old = path.with_name(path.name + ".old.part")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    part, old = _beside(path)
+    tidy_folder(path)
     part.mkdir(parents=True)
     try:
         yield part
@@ -162,10 +174,21 @@ def complete_folder(path: Path) -> Iterator[Path]:
             path.replace(old)
         part.replace(path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not path.exists():  # killed between the two renames
-            old.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        tidy_folder(path)
+
+
+def tidy_folder(path: Path) -> None:
+    """Clear away what a killed :func:`complete_folder` left; the old folder where it was moved."""
+    part, old = _beside(path)
+    if old.exists() and not path.exists():  # killed between the two renames
+        old.replace(path)
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where a new folder is filled, and where the old one is moved."""
+    return path.with_name(path.name + ".part"), path.with_name(path.name + ".old.part")
 
 
 def write_json(path: Path, value: Any) -> None:

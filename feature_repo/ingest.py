@@ -21,7 +21,7 @@ import pyarrow as pa
 from feature_repo.behavior import hash63
 from feature_repo.dataset import LoadedDataSet
 from feature_repo.errors import DataSetError
-from feature_repo.home import Home, complete_folder
+from feature_repo.home import Home, complete_folder, tidy_folder
 from feature_repo.item_stats import fields as item_fields
 from feature_repo.manifest import DataManifest, ItemColumn, Split
 from feature_repo.negatives import SplitBounds, sample_impressions
@@ -84,13 +84,14 @@ def ingest(
         with tempfile.TemporaryDirectory() as folder:
             return _Ingest(dataset, Path(folder), progress).run(None)
     with home.lock("tables"):
+        scratch = home.root / "ingest.part"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        tidy_folder(home.tables)
         fingerprint = source_fingerprint(dataset)
         if home.manifest.exists():
             manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
             if manifest.source_fingerprint == fingerprint:
                 return IngestSummary(manifest, changed=False)
-        scratch = home.root / "ingest.part"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         scratch.mkdir()
         try:
             with complete_folder(home.tables) as folder:

@@ -114,7 +114,7 @@ def load_manifest(home: Home) -> DataManifest:
 
 
 class EncoderManifest(Document):
-    """The encoder whose vectors the feature view ``behavior_embeddings`` serves."""
+    """An encoder: beside its vectors, and once more in the home for the current one."""
 
     model: str
     """Hub name or folder."""

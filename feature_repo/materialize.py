@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from feast.repo_operations import apply_total_with_repo_instance
@@ -92,7 +92,7 @@ def materialize(
     end = load_manifest(home).now()
     store = open_store(home, profile)
     offline = open_offline(store)
-    record = home.root / f"materialized-{profile}.json"
+    record = home.materialized(profile)
     with home.lock(f"online-{profile}"), feast_in_log():
         states: dict[str, CopyState] = {}
         if record.exists():
@@ -122,6 +122,43 @@ def materialize(
                     copy = ViewCopy(store, offline, writer, view, end, num_workers, save, progress)
                     done.append(copy.run(states.get(view.name), full=full))
     return done
+
+
+def remove_online(home: Home, profile: str, views: Iterable[str], *, dry_run: bool = False) -> int:
+    """Delete the online rows of applied views, and the record that they were copied.
+
+    Args:
+        home: Where the record of what was copied is.
+        profile: Which stores.
+        views: Names of the views; those that are not applied are passed over.
+        dry_run: Only count.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        StoreError: If the store fails, or another process copies to it.
+    """
+    store = open_store(home, profile)
+    record = home.materialized(profile)
+    wanted = set(views)
+    chosen = [view for view in store.list_feature_views() if view.name in wanted]
+    if not chosen:
+        return 0
+    with home.lock(f"online-{profile}"), feast_in_log():
+        writer = open_writer(store)
+        with writer.hold(f"{socket.gethostname()}:{record}"):
+            num_rows = sum(writer.count(view) for view in chosen)
+            if dry_run:
+                return num_rows
+            for view in chosen:
+                writer.clear(view)
+                writer.mark(view.name, "")
+            if record.exists():
+                states = Materialized.load(record, made_by="longtrail materialize").views
+                kept = {name: state for name, state in states.items() if name not in wanted}
+                Materialized(views=kept).save(record)
+    return num_rows
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
 """Where historical features are read: one contract for files and for PostgreSQL.
 
 The reader and the copy to the online store go through :func:`open_offline` and know nothing of
-files or tables. A view is named as Feast knows it; of ``behavior_embeddings`` the rows are those of
-the encoder with which the view was applied.
+files or tables. A view is named as Feast knows it, so with its version
+(:mod:`feature_repo.version_names`).
 """
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +74,15 @@ class OfflineStore(Protocol):
 
     def first_event(self, view: str, part: str) -> datetime:
         """Oldest event time in a part; UTC."""
+
+    def ask(self, view: str, question: str) -> tuple[Any, ...]:
+        """The first row of a query over the rows of a view.
+
+        Args:
+            view: Name of the view.
+            question: SQL that DuckDB and PostgreSQL both understand, with ``{rows}`` and ``{key}``
+                for the view's rows and its join key.
+        """
 
     def require(self, view: str) -> None:
         """Make sure that the view was built.

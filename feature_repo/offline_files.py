@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -17,14 +18,15 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 from numpy.typing import NDArray
 
-from feature_repo.errors import MissingStepError
+from feature_repo.errors import MissingStepError, StoreError
+from feature_repo.version_names import unversioned
 
 STEPS = {
     "behavior_embeddings": "encode",
     "user_embeddings": "export",
     "item_embeddings": "export",
 }
-"""View -> command that builds it; `longtrail sequences` builds the others."""
+"""View without version -> command that builds it; `longtrail sequences` builds the others."""
 
 
 class OfflineFiles:
@@ -117,6 +119,23 @@ class OfflineFiles:
         _, pattern = self._source(view)
         return oldest_event(pattern.parent / part)
 
+    def ask(self, view: str, question: str) -> tuple[Any, ...]:
+        """Ask DuckDB."""
+        key, pattern = self._source(view)
+        files = str(pattern).replace("'", "''")
+        with _engine() as connection:
+            try:
+                answer = connection.sql(
+                    question.format(rows=f"read_parquet('{files}')", key=f'"{key}"')
+                ).to_arrow_table()
+            except duckdb.Error as error:
+                reason = str(error).strip().splitlines()[0]
+                raise StoreError(
+                    f"the files of {view}, {pattern}, cannot be asked ({reason}): run "
+                    f"`longtrail {STEPS.get(unversioned(view), 'sequences')}` again"
+                ) from error
+        return tuple(column[0].as_py() for column in answer.columns)
+
     def require(self, view: str) -> None:
         """Raise a :class:`MissingStepError` where the view has no file."""
         _, pattern = self._source(view)
@@ -155,7 +174,7 @@ def missing_features(view: str, where: str) -> MissingStepError:
     """The error of a view that was not built."""
     return MissingStepError(
         f"{where} holds no features of {view} yet: run "
-        f"`longtrail {STEPS.get(view, 'sequences')}` first"
+        f"`longtrail {STEPS.get(unversioned(view), 'sequences')}` first"
     )
 
 

@@ -7,6 +7,7 @@ each once, in the order in which they lie. A test proves both equal, value by va
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -142,6 +143,20 @@ class OfflinePostgres:
         first: datetime = row[0]
         return first
 
+    def ask(self, view: str, question: str) -> tuple[Any, ...]:
+        """Ask PostgreSQL."""
+        key, table = self._source(view)
+        query = sql.SQL(question).format(rows=sql.Identifier(table), key=sql.Identifier(key))
+
+        def work(session: Session) -> tuple[Any, ...]:
+            if not columns_of(session, table):
+                raise missing_features(view, f"{table} in PostgreSQL at {self._database.place}")
+            row = session.execute(query).fetchone()
+            assert row is not None, "an aggregate has one row"
+            return row
+
+        return self._database.read(work)
+
     def require(self, view: str) -> None:
         """Raise a :class:`MissingStepError` where nothing of the view was loaded."""
         if not self.parts(view):
@@ -166,7 +181,7 @@ class OfflinePostgres:
         if missing := [name for name in wanted if name not in columns]:
             raise StoreError(
                 f"{table} in PostgreSQL has no column {', '.join(missing)}, which {view} was "
-                "applied with: run the step that builds it again"
+                "applied with: run `longtrail apply`, or the step that builds it again"
             )
         return schema_of(columns)
 

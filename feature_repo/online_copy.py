@@ -22,7 +22,9 @@ from feast import FeatureStore, FeatureView
 from feast.feature_view import FeatureViewState
 from pydantic import AwareDatetime, Field
 
+from feature_repo.columns import check_columns
 from feature_repo.errors import StoreError
+from feature_repo.feast_bytes import VALUE_FIELDS
 from feature_repo.fields import EVENT_TIMESTAMP
 from feature_repo.manifest import Document
 from feature_repo.offline import OfflineStore
@@ -262,6 +264,8 @@ class ViewCopy:
             pool.shutdown(cancel_futures=True)
 
     def _write_batch(self, batch: pa.RecordBatch, until: datetime | None) -> int:
+        kinds = {field.name: VALUE_FIELDS[field.dtype] for field in self.view.features}
+        check_columns(self.view.name, kinds, batch.schema)
         self.writer.write(self.view, batch, until=until)
         return int(batch.num_rows)
 
@@ -306,8 +310,9 @@ class ViewCopy:
         """Free a view that a killed `feast materialize` left in the state "materializing"."""
         view = self.store.registry.get_feature_view(self.view.name, self.store.project)
         if view.state == FeatureViewState.MATERIALIZING:
-            view.state = FeatureViewState.AVAILABLE_ONLINE
-            self.store.registry.apply_feature_view(view, self.store.project)
+            # The registry takes a view that differs in its state alone for unchanged; this
+            # changes the state, too.
+            self.store.registry.apply_materialization(view, self.store.project, self.end, self.end)
 
 
 def skip_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:

@@ -121,7 +121,7 @@ def load_tables(
     """
     tables = [*canonical_tables(home), *view_tables(home)]
     loaded = []
-    with database.sentences(_THEN), database.session() as session, _only_load(session, database):
+    with database.sentences(_THEN), database.session() as session, only_load(session, database):
         session.execute(_CREATE_PARTS)
         session.execute(_FAST_COMPRESSION)
         for table in tables:
@@ -146,8 +146,8 @@ def load_tables(
 
 
 @contextmanager
-def _only_load(session: Session, database: Database) -> Iterator[None]:
-    """Wait for the right to load; the server gives it back where this process dies."""
+def only_load(session: Session, database: Database) -> Iterator[None]:
+    """Wait for the right to change tables; the server gives it back where this process dies."""
     name = [f"longtrail load {database.schema}"]
     (free,) = session.execute("SELECT pg_try_advisory_lock(hashtext(%s))", name).fetchone() or (0,)
     if not free:

@@ -1,7 +1,7 @@
 """The tables that PostgreSQL holds: names, columns, indexes and comments, from files and views.
 
-A view's table has the view's name; vectors of behaviours have one table per encoder,
-``behavior_embeddings_<fingerprint>``. The canonical tables are ``canonical_events``,
+A view's table has the view's name, so every version (:mod:`feature_repo.version_names`) has a table
+of its own. The canonical tables are ``canonical_events``,
 ``canonical_items``, ``canonical_impressions`` and ``canonical_behaviors``: there is a view
 ``items`` as well.
 """

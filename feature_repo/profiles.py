@@ -71,7 +71,9 @@ def open_store(home: Home, profile: str) -> FeatureStore:
     if _ADDRESS_IN_YAML in profile_text(home, profile):
         os.environ.update(store_variables(home))
     try:
-        return FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
+        store = FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
+        _ = store.registry  # connects, which Feast would do with the first question
+        return store
     except OperationalError as error:  # the registry
         reason = str(error.orig).strip().splitlines()[0]
         raise StoreError(

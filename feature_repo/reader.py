@@ -20,8 +20,15 @@ from feast.errors import FeastObjectNotFoundException
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from numpy.typing import NDArray
 
+from feature_repo.artifact import current_run, served_encoder
 from feature_repo.behavior import item_key
-from feature_repo.columns import Columns, Ragged, column_from_arrow, column_from_values
+from feature_repo.columns import (
+    Columns,
+    Ragged,
+    check_columns,
+    column_from_arrow,
+    column_from_values,
+)
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.feast_bytes import VALUE_FIELDS, column_from_bytes
@@ -30,9 +37,12 @@ from feature_repo.home import Home
 from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
 from feature_repo.manifest import DataManifest, load_manifest
 from feature_repo.offline import OfflineStore, open_offline
+from feature_repo.offline_files import STEPS
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
 from feature_repo.redis_lookup import RedisLookup
+from feature_repo.version_names import Entity, encoder_view, run_view, unversioned
 
+Source = Literal["offline", "online"]
 Join = Literal["fast", "feast"]
 """``feast`` asks Feast's own historical retrieval, ``fast`` reads the same rows with the join of
 :mod:`feature_repo.offline`; the values are equal."""
@@ -72,7 +82,7 @@ class FeatureReader:
         self.manifest: DataManifest = load_manifest(home)
         self.store: FeatureStore = open_store(home, profile)
         self.offline: OfflineStore = open_offline(self.store)
-        self._lookups: dict[tuple[str, ...], RedisLookup] = {}
+        self._lookups: dict[tuple[tuple[str, ...], ...], RedisLookup] = {}
         try:
             projections = self.store.get_feature_service(service).feature_view_projections
             views = [self._view(p.name, [f.name for f in p.features]) for p in projections]
@@ -110,6 +120,16 @@ class FeatureReader:
     def item_dense_names(self) -> tuple[str, ...]:
         """Names of the columns of :attr:`ItemFeatures.dense`."""
         return _dense_names(self._item_views, without={"text_id"})
+
+    @cached_property
+    def item_category_names(self) -> tuple[str, ...]:
+        """Names of the columns of :attr:`ItemFeatures.categorical`."""
+        return tuple(
+            name
+            for view in self._item_views
+            for name, kind in view.kinds.items()
+            if kind == "string_val"
+        )
 
     def _sequence_fields(self) -> Iterator[str]:
         for scene in self.manifest.scenes:
@@ -181,11 +201,42 @@ class FeatureReader:
         times = self.request_times(len(ids), at)
         return self._items(ids, times, self._online(self._item_views, ids, times))
 
+    # One view, whole.
+    def historical_columns(
+        self,
+        view: str,
+        keys: NDArray[Any],
+        request_times: NDArray[np.int64],
+        *,
+        join: Join = "fast",
+    ) -> Columns:
+        """All features of an applied view, of any service or none, as known at the request times.
+
+        Args:
+            view: Its name.
+            keys: R keys: str objects, or int64 as the view's join key.
+            request_times: int64 [R]; epoch microseconds, UTC.
+            join: How the rows are found.
+        """
+        whole = self._whole(view)
+        return self._historical([whole], keys, request_times, join)[view]
+
+    def online_columns(
+        self, view: str, keys: NDArray[Any], *, at: datetime | None = None
+    ) -> Columns:
+        """The same as the online store knows it; see :meth:`online_users` for ``at``."""
+        times = self.request_times(len(keys), at)
+        return self._online([self._whole(view)], keys, times)[view]
+
+    def _whole(self, view: str) -> _View:
+        return self._view(view, [f.name for f in self.store.get_feature_view(view).features])
+
     def vectors(
         self,
         behavior_ids: NDArray[np.int64],
         *,
-        source: Literal["offline", "online"],
+        source: Source,
+        encoder: str | None = None,
         at: datetime | None = None,
     ) -> NDArray[np.float32]:
         """Vectors of behaviours as the feature store has them: the truth behind the mapped table.
@@ -193,21 +244,65 @@ class FeatureReader:
         Args:
             behavior_ids: int64 [R].
             source: Which store.
+            encoder: Fingerprint of the version; None = of :func:`served_encoder`.
             at: The moment of the request; the data set's "now" by default.
 
         Returns:
             float32 [R, D]; a row of NaN where the store has no vector.
+
+        Raises:
+            MissingStepError: If the store does not know this version.
         """
-        view = self._view("behavior_embeddings", ["embedding"])
-        times = self.request_times(len(behavior_ids), at)
+        view = encoder_view(encoder or served_encoder(self.home))
+        return self._vectors(view, behavior_ids, source, at)
+
+    def deep_outputs(
+        self,
+        entity: Entity,
+        ids: Sequence[str] | NDArray[np.object_],
+        *,
+        source: Source,
+        run: str | None = None,
+        at: datetime | None = None,
+    ) -> NDArray[np.float32]:
+        """Vectors of users or items that a run's model computed, as export wrote them.
+
+        Args:
+            entity: Whose.
+            ids: R ids.
+            source: Which store.
+            run: The version; None = the run that is served.
+            at: The moment of the request; the data set's "now" by default.
+
+        Returns:
+            float32 [R, D]; a row of NaN where the store has no vector.
+
+        Raises:
+            MissingStepError: If the store does not know this version.
+        """
+        view = run_view(entity, run or current_run(self.home))
+        return self._vectors(view, np.asarray(ids, dtype=object), source, at)
+
+    def _vectors(
+        self, name: str, keys: NDArray[Any], source: Source, at: datetime | None
+    ) -> NDArray[np.float32]:
+        try:
+            view = self._view(name, ["embedding"])
+        except FeastObjectNotFoundException as error:
+            step = STEPS[unversioned(name)]
+            raise MissingStepError(
+                f"the feature store does not know {name}: run `longtrail {step}` and `longtrail "
+                "apply` first; `longtrail versions` lists what there is"
+            ) from error
+        times = self.request_times(len(keys), at)
         if source == "offline":
-            columns = self._historical([view], behavior_ids, times, "fast")
+            columns = self._historical([view], keys, times, "fast")
         else:
-            columns = self._online([view], behavior_ids, times)
-        column = columns["behavior_embeddings"].values["embedding"]
+            columns = self._online([view], keys, times)
+        column = columns[name].values["embedding"]
         assert isinstance(column, Ragged)
         width = int(column.lengths.max(initial=0))
-        vectors = np.full((len(behavior_ids), width), np.nan, dtype=np.float32)
+        vectors = np.full((len(keys), width), np.nan, dtype=np.float32)
         vectors[column.lengths > 0] = column.values.reshape(-1, width) if width else 0
         return vectors
 
@@ -234,6 +329,7 @@ class FeatureReader:
             ttl=view.ttl,
             columns=list(view.kinds),
         )
+        check_columns(view.name, view.kinds, rows.schema)
         place = place[inverse.reshape(-1)]
         taken = rows.combine_chunks().take(pa.array(place, mask=place < 0))
         values = {name: column_from_arrow(taken[name]) for name in view.kinds}
@@ -325,7 +421,7 @@ class FeatureReader:
         self, views: Sequence[_View], keys: Sequence[Any], times: NDArray[np.int64]
     ) -> dict[str, Columns]:
         """The same in one round trip, one command per key; a test holds both against each other."""
-        names = tuple(view.name for view in views)
+        names = tuple((view.name, *view.kinds) for view in views)
         if names not in self._lookups:
             wanted = [(self.store.get_feature_view(v.name), list(v.kinds)) for v in views]
             self._lookups[names] = RedisLookup(self.store, wanted)
@@ -387,10 +483,9 @@ class FeatureReader:
             dense_names=self.item_dense_names,
             categorical={
                 name: column
-                for view in self._item_views
-                for name, kind in view.kinds.items()
-                if kind == "string_val"
-                and isinstance(column := columns[view.name].values[name], np.ndarray)
+                for view in columns.values()
+                for name in self.item_category_names
+                if isinstance(column := view.values.get(name), np.ndarray)
             },
             neighbor_keys=keys,
             neighbor_weights=np.stack(weights, axis=-1),

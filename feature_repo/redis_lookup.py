@@ -72,7 +72,8 @@ class RedisLine:
         self._config = store.config.online_store
         self._timeout_s = timeout_s
         nodes, _ = RedisOnlineStore._parse_connection_string(self._config.connection_string)
-        self._shown = ", ".join(f"{node['host']}:{node['port']}" for node in nodes)
+        self.place = ", ".join(f"{node['host']}:{node['port']}" for node in nodes)
+        """Hosts and ports, for people."""
 
     @cached_property
     def client(self) -> Any:
@@ -96,11 +97,11 @@ class RedisLine:
         except (RedisError, RedisClusterException) as error:
             if isinstance(error, OutOfMemoryError) or "OOM " in str(error):  # of a script
                 raise StoreError(
-                    f"Redis at {self._shown} is full (maxmemory): nothing more was copied; give it "
+                    f"Redis at {self.place} is full (maxmemory): nothing more was copied; give it "
                     "more memory or remove views, then run this again"
                 ) from error
             raise StoreError(
-                f"Redis at {self._shown} does not answer as it should ({type(error).__name__}: "
+                f"Redis at {self.place} does not answer as it should ({type(error).__name__}: "
                 f"{error}); check that it runs, then run this again"
             ) from error
 

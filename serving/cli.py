@@ -21,7 +21,7 @@ def _open(settings: Settings, run: str | None, threads: int) -> "Ranker":
     )
 
 
-_run_option = click.option("--run", help="Name of a run.  [default: the last trained one]")
+_run_option = click.option("--run", help="Name of a run.  [default: the one that is current]")
 _threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),

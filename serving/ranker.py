@@ -113,12 +113,13 @@ class Ranker:
         Raises:
             MissingStepError: If a step before has not been run.
             ArtifactError: If the run cannot be served.
+            EncoderError: If the vectors that it was trained on are gone.
         """
         artifact = load_artifact(home, current_run(home) if run is None else run)
         return cls(
             artifact,
             FeatureReader(home, profile),
-            EmbeddingTable.open(home),
+            EmbeddingTable.open(home, fingerprint=artifact.manifest.encoder_fingerprint),
             Catalog.load(home),
             clock=load_manifest(home).now,
             config=config,

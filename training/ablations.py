@@ -13,10 +13,10 @@ from typing import Any
 from encoders.table import table_encoders
 from encoders.tuning import MANIFEST_FILE as TUNING_FILE
 from encoders.tuning import TuningManifest
-from feature_repo.artifact import MANIFEST_FILE
+from feature_repo.artifact import MANIFEST_FILE, load_run_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.progress import Progress, silent
-from training.artifact import describe_recipe, load_manifest
+from training.artifact import describe_recipe
 from training.config import BaheConfig
 from training.evaluate import Evaluation, ScoredRows, in_rounds, measure, score_runs
 from training.recipes import Recipe
@@ -282,7 +282,7 @@ def _is_finished(sources: Sources, recipe: Recipe, run: str) -> bool:
     """
     if not (sources.home.runs / run / MANIFEST_FILE).is_file():
         return False
-    manifest = load_manifest(sources.home, run)
+    manifest = load_run_manifest(sources.home, run)
     expected = describe_recipe(recipe)
     there = {name: manifest.config.get(name) for name in expected}
     same = (

@@ -14,9 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from feature_repo.artifact import MANIFEST_FILE, WEIGHTS_FILE, ArtifactManifest
+from feature_repo.artifact import WEIGHTS_FILE, ArtifactManifest
 from feature_repo.errors import ArtifactError
-from feature_repo.home import Home
 from training.build import build_model, pretrained_layers
 from training.config import (
     BaheConfig,
@@ -82,22 +81,6 @@ def model_config(manifest: ArtifactManifest) -> ModelConfig:
             f"({error.errors()[0]['msg']}): train it again"
         ) from error
     return config
-
-
-def load_manifest(home: Home, run: str) -> ArtifactManifest:
-    """The manifest of a run.
-
-    Raises:
-        ArtifactError: If there is no such run, or it has no manifest.
-    """
-    folder = home.runs / run
-    if not (folder / MANIFEST_FILE).is_file():
-        runs = sorted(p.parent.name for p in home.runs.glob(f"*/{MANIFEST_FILE}"))
-        raise ArtifactError(
-            f"there is no finished run {run!r} in {home.runs}; there are: "
-            f"{', '.join(runs) or 'none, run `longtrail train` first'}"
-        )
-    return ArtifactManifest.load(folder / MANIFEST_FILE, made_by="longtrail train")
 
 
 def load_model(sources: Sources, manifest: ArtifactManifest) -> nn.Module:

@@ -92,7 +92,7 @@ def open_checkpoint(
         ArtifactError: If another process trains this run, or if it was begun with other settings,
             or by another version.
     """
-    folder = home.runs / f"{run}{SUFFIX}"
+    folder = checkpoint_folder(home, run)
     if not main:
         yield Checkpoint(folder, fingerprint)
         return
@@ -111,9 +111,16 @@ def open_checkpoint(
                 if not (folder / STATE_FILE).exists():  # nothing to go on from
                     shutil.rmtree(folder)
                 raise
+            # First, for a kill in between must leave no state without its tensors.
+            (folder / STATE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder)
     except Timeout as error:
         raise ArtifactError(f"another process is training run {run!r}; wait for it") from error
+
+
+def checkpoint_folder(home: Home, run: str) -> Path:
+    """Where a run keeps its state; as long as it is there, the run is not finished."""
+    return home.runs / f"{run}{SUFFIX}"
 
 
 def find_unfinished(home: Home, recipe: str, fingerprint: str) -> str | None:

@@ -2,8 +2,9 @@
 
 import click
 
+from training.cli_drift import drift
 from training.cli_evaluate import evaluate
 from training.cli_export import export
 from training.cli_train import train
 
-commands: list[click.Command] = [train, evaluate, export]
+commands: list[click.Command] = [train, evaluate, export, drift]

@@ -22,8 +22,8 @@ from feature_repo.publish import publish
 def export(settings: Settings, run: str | None, threads: int | None) -> None:
     r"""Write the deep outputs of RUN (default: the one that is served) as feature views.
 
-    The views user_embeddings and item_embeddings then hold this version for every user and item;
-    `longtrail materialize` brings them online.
+    Every run has two views of its own, of users and of items, beside those of other runs;
+    `longtrail apply` and `longtrail materialize` bring them online.
 
     \b
     Example:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feature_repo.artifact import PROGRAM_FILE, ArtifactManifest
+from feature_repo.artifact import PROGRAM_FILE, ArtifactManifest, load_run_manifest
 from feature_repo.progress import Progress, silent
-from training.artifact import load_manifest
 from training.comparison import compare, compare_slices
 from training.dataset import ClickData, read_clicks
 from training.impressions import Impressions, load_impressions, load_impressions_file
@@ -170,7 +169,7 @@ def score_runs(
         EncoderError: If the vectors that a run was trained on are not there.
         DataSetError: If the rows are not usable.
     """
-    manifests = {run: load_manifest(sources.home, run) for run in runs}
+    manifests = {run: load_run_manifest(sources.home, run) for run in runs}
     groups: dict[tuple[object, ...], list[ArtifactManifest]] = {}
     for manifest in manifests.values():
         groups.setdefault(_inputs_of(manifest), []).append(manifest)
@@ -226,7 +225,7 @@ def load_rows(sources: Sources, run: str, split: str, impressions: Path | None) 
     """The rows of a split or of a file, with the request features that the run reads."""
     if impressions is None:
         return load_impressions(sources.home, sources.manifest, split)
-    return load_impressions_file(impressions, load_manifest(sources.home, run).context_names)
+    return load_impressions_file(impressions, load_run_manifest(sources.home, run).context_names)
 
 
 def _missing_context(rows: Impressions) -> list[str]:

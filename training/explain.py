@@ -9,9 +9,8 @@ import numpy as np
 
 from encoders.attribution import attribute
 from encoders.inputs import item_inputs, user_inputs
-from feature_repo.artifact import PROGRAM_FILE
+from feature_repo.artifact import PROGRAM_FILE, load_run_manifest
 from feature_repo.catalog import Catalog
-from training.artifact import load_manifest
 from training.impressions import Impressions
 from training.program import load_program
 from training.sources import Sources
@@ -50,7 +49,7 @@ def explain(
     """
     if len(request) != 1:
         raise ValueError(f"one impression is explained at a time, got {len(request)}")
-    manifest = load_manifest(sources.home, run)
+    manifest = load_run_manifest(sources.home, run)
     sources = sources.with_encoder(manifest.encoder_fingerprint)
     users = sources.reader.historical_users(request.user_ids, request.times)
     items = sources.reader.historical_items(request.item_ids, request.times)

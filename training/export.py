@@ -1,4 +1,4 @@
-"""Deep outputs of a run as feature views: ``user_embeddings`` and ``item_embeddings``."""
+"""Deep outputs of a run as two feature views of its own, one of users and one of items."""
 
 import time
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.inputs import item_inputs, user_inputs
+from feature_repo.artifact import load_run_manifest
 from feature_repo.catalog import Catalog
 from feature_repo.errors import ArtifactError
 from feature_repo.home import complete_folder
 from feature_repo.progress import Progress, silent
-from training.artifact import load_manifest, load_model
+from training.artifact import load_model
 from training.model import Bahe
 from training.sources import Sources
 from training.trees import Ensemble
@@ -43,7 +44,7 @@ def export_embeddings(
 ) -> ExportResult:
     """Write the deep output of every user and item as of the data set's "now".
 
-    Each view holds one model version: the folder is replaced as a whole. A user's row is stamped
+    The two views of a run are its own; its files are replaced as a whole. A user's row is stamped
     with the time of their last behaviour, an item's with "now".
 
     Args:
@@ -55,10 +56,11 @@ def export_embeddings(
     Raises:
         ArtifactError: If there is no such run, it has no deep outputs, or it does not fit the
             feature store.
+        EncoderError: If the vectors that it was trained on are gone.
     """
     started = time.monotonic()
-    manifest = load_manifest(sources.home, run)
-    sources.check_table(run, manifest.encoder_fingerprint)
+    manifest = load_run_manifest(sources.home, run)
+    sources = sources.with_encoder(manifest.encoder_fingerprint)
     model = load_model(sources, manifest)
     if isinstance(model, Ensemble):
         model = model.network
@@ -95,7 +97,7 @@ def export_embeddings(
         ("item", item_ids, item_rows, items),
     )
     for entity, ids, compute, progress in jobs:
-        with complete_folder(sources.home.view(f"{entity}_embeddings")) as folder:
+        with complete_folder(sources.home.view(f"{entity}_embeddings") / run) as folder:
             writer: pq.ParquetWriter | None = None
             try:
                 for start in range(0, len(ids), CHUNK):

@@ -3,13 +3,17 @@
 Shapes: R = rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow.dataset import dataset
 
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
@@ -17,6 +21,8 @@ from feature_repo.manifest import DataManifest
 
 REQUIRED = ("request_id", "user_id", "item_id", "event_timestamp", "clicked")
 _IDS = REQUIRED[:3]
+CHUNK_ROWS = 50_000
+"""Rows of a time range that are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,35 @@ def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressi
             "times under [split] in its TOML file, then run `longtrail ingest`"
         )
     return _from_frame(frame, home.impressions, manifest.context_columns)
+
+
+def impressions_between(
+    home: Home, manifest: DataManifest, start: datetime, end: datetime
+) -> Iterator[Impressions]:
+    """Impressions of a time range, of all splits, in chunks of at most :data:`CHUNK_ROWS`.
+
+    Args:
+        home: The home folder.
+        manifest: Of its data set.
+        start: Oldest time, UTC-aware.
+        end: First time that is too late, UTC-aware.
+
+    Raises:
+        DataSetError: If the data set has no impressions.
+    """
+    if manifest.impressions == "none":
+        raise DataSetError(
+            f"data set {manifest.dataset!r} has no impressions: add an [impressions] table to its "
+            "TOML file, then run `longtrail ingest`"
+        )
+    time = pc.field("event_timestamp")
+    low, high = (pa.scalar(moment, pa.timestamp("us", tz="UTC")) for moment in (start, end))
+    batches = dataset(home.impressions).to_batches(
+        filter=(time >= low) & (time < high), batch_size=CHUNK_ROWS
+    )
+    for batch in batches:
+        if batch.num_rows:
+            yield _from_frame(batch.to_pandas(), home.impressions, manifest.context_columns)
 
 
 def load_impressions_file(path: Path, context_names: Sequence[str]) -> Impressions:

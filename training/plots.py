@@ -98,6 +98,31 @@ def reliability(labels: Labels, chances: Mapping[str, Scores]) -> str:
     return _svg("reliability", draw)
 
 
+def bins(name: str, before: Sequence[int], now: Sequence[int]) -> str:
+    """Shares of the rows in the same bins, then and now, beside each other.
+
+    Args:
+        name: Unique in the page.
+        before: Rows per bin, the missing ones last.
+        now: The same of later rows.
+    """
+
+    def draw(axes: Sequence[Axes]) -> None:
+        (ax,) = axes
+        places = np.arange(len(before))
+        for shift, color, label, counts in (
+            (-0.2, COLORS[0], "training", before),
+            (0.2, COLORS[1], "window", now),
+        ):
+            shares = np.array(counts) / max(sum(counts), 1)
+            ax.bar(places + shift, shares, 0.4, color=color, label=label)
+        ax.set_xlabel("bin")
+        ax.set_ylabel("share of the rows")
+        ax.legend()
+
+    return _svg(name, draw)
+
+
 def roc(labels: Labels, chances: Mapping[str, Scores]) -> str:
     """Share of clicked rows found against the share of others taken for clicked.
 

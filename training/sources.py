@@ -8,7 +8,6 @@ from torch import nn
 
 from encoders.split import load_deep_half
 from encoders.table import EmbeddingTable, table_encoder
-from feature_repo.errors import ArtifactError
 from feature_repo.features import Reader
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, EncoderManifest, load_manifest
@@ -61,19 +60,6 @@ class Sources:
             table=EmbeddingTable.open(self.home, fingerprint=fingerprint),
             deep_half=_deep_half_of(table_encoder(self.home, fingerprint)),
         )
-
-    def check_table(self, run: str, fingerprint: str) -> None:
-        """Refuse vectors that a model was not trained on.
-
-        Raises:
-            ArtifactError: If ``fingerprint`` is not that of the table.
-        """
-        if self.table.fingerprint != fingerprint:
-            raise ArtifactError(
-                f"run {run!r} was trained on vectors of encoder {fingerprint}, but the current "
-                f"table is of {self.table.fingerprint}: run `longtrail encode` with that encoder, "
-                "or train a new model with `longtrail train`"
-            )
 
 
 def _deep_half_of(encoder: EncoderManifest) -> Callable[[int | None], nn.Module]:

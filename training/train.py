@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from feature_repo.artifact import (
     MANIFEST_FILE,
     PROGRAM_FILE,
+    REFERENCE_FILE,
     WEIGHTS_FILE,
     set_current_run,
 )
@@ -26,7 +27,12 @@ from training.artifact import (
 from training.baselines import ScoreBaseline
 from training.build import build_model, fit_inputs, pretrained_layers, texts_to_read
 from training.calibration import CalibratedModel, fit_calibration, fit_platt
-from training.checkpoint import Checkpoint, find_unfinished, open_checkpoint
+from training.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    find_unfinished,
+    open_checkpoint,
+)
 from training.dataset import ClickData, read_clicks
 from training.devices import Devices, deterministic_algorithms, open_devices, torch_threads
 from training.identity import check_run_name, new_run_name, run_fingerprint
@@ -36,6 +42,7 @@ from training.manifest import artifact_manifest, input_schema
 from training.metrics import summarize
 from training.program import load_program, save_program
 from training.recipes import Recipe
+from training.reference import training_reference
 from training.schema import InputSchema
 from training.scoring import probabilities, score
 from training.sources import Sources
@@ -157,6 +164,8 @@ def train(
                 manifest = artifact_manifest(
                     sources, recipe, schema, name, data["train"], metrics, learned.history
                 ).model_copy(update={"calibration": calibration})
+                reference = training_reference(data["train"], sources.table, schema.scenes)
+                reference.save(part / REFERENCE_FILE)
                 manifest.save(part / MANIFEST_FILE)
             if make_current or (make_current is None and not recipe.baseline):
                 set_current_run(home, name)
@@ -179,7 +188,8 @@ def train(
 def _check_free(home: Home, name: str) -> None:
     """Refuse a name that is no folder's, or a finished run's."""
     check_run_name(name)
-    if (home.runs / name).exists():
+    # Killed between the artifact and the end, the run ends once more.
+    if (home.runs / name).exists() and not checkpoint_folder(home, name).exists():
         raise ArtifactError(f"there is a run {name!r} already: give another --run")
 
 

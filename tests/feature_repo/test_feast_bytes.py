@@ -110,3 +110,23 @@ def test_keys_are_feasts_and_come_back() -> None:
 def test_a_null_in_a_list_is_refused() -> None:
     with pytest.raises(StoreError, match="must not have null elements"):
         value_bytes(pa.array([[1, None]], pa.list_(pa.int64())), "int64_list_val")
+
+
+def test_values_of_another_type_are_missing() -> None:
+    """What was written before a feature's type changed is no value of the new type."""
+    messages = {}
+    for name, dtype in TYPES.items():
+        column = pa.array(random_columns(np.random.default_rng(2), 40)[name], ARROW[name])
+        messages[VALUE_FIELDS[dtype]] = value_bytes(column, VALUE_FIELDS[dtype])
+    valid = np.ones(40, dtype=bool)
+    for field in messages:
+        nothing = column_from_bytes([None] * 40, valid, field)
+        for other in messages.keys() - {field}:
+            found = column_from_bytes(messages[other], valid, field)
+            if isinstance(nothing, Ragged):
+                assert isinstance(found, Ragged)
+                assert found.lengths.sum() == 0
+            else:
+                assert isinstance(found, np.ndarray)
+                assert isinstance(nothing, np.ndarray)
+                assert str(found.tolist()) == str(nothing.tolist())  # NaN too

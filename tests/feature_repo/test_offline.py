@@ -29,6 +29,7 @@ from feature_repo.reader import _release_ibis
 from feature_repo.services.postgres import DATABASE, PostgresServer
 from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
+from feature_repo.version_names import encoder_view
 from tests.servers import PASSWORD
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -71,6 +72,7 @@ def rows_of(key: str, keys: list[Any], values: Any) -> list[dict[str, Any]]:
     return [rows[place] for place in order]
 
 
+VECTORS = encoder_view(ENCODER.fingerprint)
 USERS = [f"u{n}" for n in range(40)] + ["Ünï cödé 'quoted\\", ""]
 BEHAVIORS = [BIG + n for n in range(40)] + [2**63 - 1]
 
@@ -188,14 +190,14 @@ VIEWS = {
     "user_sequences": (Requests.around(USERS, "nobody"), None),
     "user_stats": (Requests.around(USERS, "nobody"), timedelta(days=36_500)),
     "short": (Requests.around(USERS, "nobody"), timedelta(hours=2)),
-    "behavior_embeddings": (Requests.around(BEHAVIORS, 12), None),
+    VECTORS: (Requests.around(BEHAVIORS, 12), None),
 }
 
 
 def latest(offline: OfflineStore, view: str, columns: list[str]) -> list[dict[str, Any] | None]:
     """What each request gets, None where nothing."""
     requests, ttl = VIEWS[view]
-    kind = pa.int64() if view == "behavior_embeddings" else pa.string()
+    kind = pa.int64() if view == VECTORS else pa.string()
     keys = pa.array([int(k) for k in requests.keys] if kind == pa.int64() else requests.keys, kind)
     rows, place = offline.latest_rows(
         view, keys=keys, times=requests.times, ttl=ttl, columns=columns
@@ -209,7 +211,7 @@ def latest(offline: OfflineStore, view: str, columns: list[str]) -> list[dict[st
 def columns_of(store: FeatureStore, view: str) -> list[str]:
     names = {
         "user_sequences": ["purchase_total", "purchase_behavior_ids"],
-        "behavior_embeddings": ["embedding", "encoder_fingerprint"],
+        VECTORS: ["embedding", "encoder_fingerprint"],
     }
     return names.get(view, ["purchase_count_7d", "purchase_last_time"])
 
@@ -219,7 +221,7 @@ def test_the_row_of_each_request_by_hand(home: Home, store: FeatureStore, view: 
     requests, ttl = VIEWS[view]
     columns = columns_of(store, view)
     folder = home.view("user_stats" if view == "short" else view)
-    if view == "behavior_embeddings":
+    if view == VECTORS:
         folder = home.embeddings / ENCODER.fingerprint
     table = pa.concat_tables(pq.read_table(p) for p in sorted(folder.glob("*.parquet")))
     key = table.column_names[0]
@@ -245,7 +247,7 @@ def test_the_row_of_each_request_by_hand(home: Home, store: FeatureStore, view: 
 def test_feasts_own_join_finds_the_same(store: FeatureStore, view: str) -> None:
     requests, _ = VIEWS[view]
     columns = columns_of(store, view)
-    key = "behavior_id" if view == "behavior_embeddings" else "user_id"
+    key = "behavior_id" if view == VECTORS else "user_id"
     entities = pd.DataFrame(
         {
             key: requests.keys,
@@ -265,7 +267,7 @@ def test_feasts_own_join_finds_the_same(store: FeatureStore, view: str) -> None:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000])
-@pytest.mark.parametrize("view", ["user_sequences", "behavior_embeddings"])
+@pytest.mark.parametrize("view", ["user_sequences", VECTORS])
 def test_newest_rows_of_a_range(
     stores: dict[str, FeatureStore], view: str, batch_rows: int
 ) -> None:
@@ -306,7 +308,7 @@ def test_no_row_in_a_range(offline: OfflineStore) -> None:
 
 
 def test_parts_and_their_first_events(stores: dict[str, FeatureStore]) -> None:
-    for view in ("user_stats", "behavior_embeddings"):
+    for view in ("user_stats", VECTORS):
         embedded, production = (open_offline(stores[profile]) for profile in PROFILES)
         parts = embedded.parts(view)
         assert list(parts) == ["part-0.parquet", "part-1.parquet"]

@@ -315,7 +315,9 @@ def test_a_view_does_not_stay_materializing(world: World) -> None:
     world.copy()
     stuck = world.store.get_feature_view("counts")
     stuck.state = FeatureViewState.MATERIALIZING  # what a killed `feast materialize` leaves
+    stuck.materialization_intervals = []  # or the registry would see no change
     world.store.registry.apply_feature_view(stuck, world.store.project)
+    assert world.store.get_feature_view("counts").state == FeatureViewState.MATERIALIZING
     world.copy()
     assert world.store.get_feature_view("counts").state == FeatureViewState.AVAILABLE_ONLINE
 

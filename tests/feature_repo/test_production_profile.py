@@ -81,10 +81,7 @@ def test_both_profiles_define_the_same_but_their_sources(tmp_path: Path) -> None
         assert source.name == of_files.batch_source.name
         assert source.timestamp_field == of_files.batch_source.timestamp_field
         assert source.created_timestamp_column == of_files.batch_source.created_timestamp_column
-        expected = of_tables.name
-        if expected == "behavior_embeddings":  # one table per encoder; there is none yet
-            expected += "_none"
-        assert source.get_table_query_string() == expected
+        assert source.get_table_query_string() == of_tables.name
 
 
 def test_plain_feast_and_our_command_apply_the_same(home: Home, database_url: str) -> None:

@@ -156,7 +156,7 @@ def test_count_rows_in_are_rows_out_with_ties_and_duplicates(reader: FeatureRead
     times = np.full(6, int(datetime(2024, 2, 1, tzinfo=UTC).timestamp() * 1e6))
     times[2] += 86_400_000_000
     for join in ("fast", "feast"):
-        read = reader.historical_users(users, times, join=join)  # type: ignore[arg-type]
+        read = reader.historical_users(users, times, join=join)
         assert read.user_ids.tolist() == users.tolist()
         assert read.dense[1].tobytes() == read.dense[4].tobytes()
         assert read.found.tolist() == [True, True, True, False, True, True]
@@ -277,7 +277,7 @@ def test_parity_finds_no_difference_and_then_one(tmp_path: Path) -> None:
     build(home, tmp_path)
     report = check_parity(home, "embedded", sample=50)
     assert report.mismatches == 0
-    assert report.compared_values > 5_000
+    assert report.compared_values > 3_000
     # The history grows, the online store is not told.
     with (tmp_path / "log.csv").open("a") as log:
         log.write("5,2024-03-30 10:00:00,look,new thing,P1\n")
@@ -286,7 +286,9 @@ def test_parity_finds_no_difference_and_then_one(tmp_path: Path) -> None:
         step(home, load_manifest(home), silent, threads=1)
     stale = check_parity(home, "embedded", sample=50)
     assert stale.mismatches > 0
-    assert stale.differences[0].keys() == {"feature", "key", "position", "offline", "online"}
+    difference = stale.views["user_sequences"].differences[0]
+    assert difference["key"] == "5"
+    assert difference.keys() == {"feature", "key", "position", "offline", "online"}
 
 
 def test_materialize_copies_what_is_new_and_forgets_what_is_gone(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.encode import SCHEMA
-from encoders.table import ENCODER_FILE, EmbeddingTable
+from encoders.table import EmbeddingTable
 from feature_repo.home import Home
 from feature_repo.manifest import EncoderManifest
+from feature_repo.version_names import ENCODER_FILE
 
 
 def save_table(

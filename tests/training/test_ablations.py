@@ -5,11 +5,11 @@ import pytest
 
 from encoders.table import EmbeddingTable
 from encoders.tuning import HeldOut, TuningManifest
+from feature_repo.artifact import load_run_manifest
 from feature_repo.errors import ArtifactError
 from tests.training.tables import save_table
 from tests.training.world import make_world, small_recipe
 from training.ablations import ABLATIONS, FULL, UNTUNED, ablate, plan_variants, without_text
-from training.artifact import load_manifest
 from training.recipes import RECIPES, Recipe
 
 
@@ -98,7 +98,7 @@ def test_the_variants_are_trained_alike_and_compared_with_the_full_model(
     assert list(study.evaluations) == [FULL, UNTUNED]
     assert study.trained == ["bahe_quick-full-seed0", "bahe_quick-untuned-encoder-seed0"]
     assert study.notes == ["without-deep-half left out: bahe_quick has no such part"]
-    full, untuned = (load_manifest(home, run) for run in study.trained)
+    full, untuned = (load_run_manifest(home, run) for run in study.trained)
     assert full.config["training"] == untuned.config["training"]
     assert (full.encoder_fingerprint, untuned.encoder_fingerprint) == ("table-2", "table-1")
     assert not home.current_run.exists()  # an ablation is never served

@@ -31,7 +31,7 @@ def test_every_command_has_help_with_defaults_and_an_example(command, group, tmp
 
 
 def test_names():
-    assert [command.name for command in commands] == ["train", "evaluate", "export"]
+    assert [command.name for command in commands] == ["train", "evaluate", "export", "drift"]
 
 
 def test_overrides_change_only_what_is_given():
@@ -52,6 +52,7 @@ def test_overrides_change_only_what_is_given():
         (["train", "--set", "training.epochs=x"], "training.epochs takes int, got 'x'"),
         (["evaluate"], "run `longtrail train` first"),
         (["export"], "run `longtrail train` first"),
+        (["drift"], "run `longtrail train` first"),
         (["evaluate", "some-run"], "run `longtrail ingest` first"),
     ],
 )
@@ -70,6 +71,9 @@ def test_a_step_too_early_gets_one_sentence(group, tmp_path, arguments, sentence
         ["train", "--learning-rate", "0"],
         ["train", "--track", "elsewhere"],
         ["evaluate", "--split", "later"],
+        ["drift", "--window", "0d"],
+        ["drift", "--window", "a week"],
+        ["drift", "--threshold", "0"],
     ],
 )
 def test_wrong_usage_is_code_2(group, tmp_path, arguments):

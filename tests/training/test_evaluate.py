@@ -7,13 +7,13 @@ import torch
 from click.testing import CliRunner
 
 from encoders.table import EmbeddingTable, table_encoders
-from feature_repo.artifact import current_run
+from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.command import Settings
 from feature_repo.errors import ArtifactError, EncoderError, MissingStepError
 from feature_repo.home import Home
 from tests.training.tables import save_table
 from tests.training.world import make_world
-from training.artifact import load_manifest, load_model
+from training.artifact import load_model
 from training.cli_evaluate import evaluate as evaluate_command
 from training.evaluate import evaluate
 from training.export import export_embeddings
@@ -48,7 +48,7 @@ def test_slices_hold_the_rows_they_name(world, bahe):
     assert found["history_6_20"]["auc"] is None
     assert found["novel"]["num_rows"] == ((lengths > 0) & ~seen).sum()
     known = set(world.events.loc[world.events["event_timestamp"]
-        <= load_manifest(world.sources.home, "bahe").train_end, "item_id"])  # fmt: skip
+        <= load_run_manifest(world.sources.home, "bahe").train_end, "item_id"])  # fmt: skip
     assert found["cold_items"]["num_rows"] == (~test["item_id"].isin(known)).sum()
 
 
@@ -89,7 +89,7 @@ def test_a_run_is_scored_on_the_vectors_that_it_was_trained_on(tmp_path):
     )
     assert later.with_encoder("table-2") is later
     found = evaluate(later, "one", against=["two"])
-    assert found.metrics["auc"] == load_manifest(sources.home, "one").metrics["test"]["auc"]
+    assert found.metrics["auc"] == load_run_manifest(sources.home, "one").metrics["test"]["auc"]
     assert found.comparison["all"]["auc"]["difference"] == 0
 
 
@@ -120,8 +120,8 @@ def test_the_command_refuses_what_ablations_cannot_use(tmp_path, extra):
 def test_export_writes_the_deep_outputs_of_everyone(world, bahe):
     home = world.sources.home
     result = export_embeddings(world.sources, "bahe")
-    users = pq.read_table(home.view("user_embeddings"))
-    items = pq.read_table(home.view("item_embeddings"))
+    users = pq.read_table(home.view("user_embeddings") / "bahe")
+    items = pq.read_table(home.view("item_embeddings") / "bahe")
     assert [str(f.type) for f in users.schema] == [
         "string", "list<element: float>", "string", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]"
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def test_export_writes_the_deep_outputs_of_everyone(world, bahe):
     assert users["event_timestamp"].to_pylist() == last.sort_index().tolist()
     now = world.sources.manifest.now()
     assert set(items["event_timestamp"].to_pylist()) == {now}
-    model = load_model(world.sources, load_manifest(home, "bahe"))
+    model = load_model(world.sources, load_run_manifest(home, "bahe"))
     row = world.sources.table.rows(
         world.sources.reader.historical_items(
             np.array([items["item_id"][5].as_py()], object), np.array([2**60])

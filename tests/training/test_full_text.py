@@ -13,11 +13,11 @@ from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.pretrained import quiet_transformers
 from encoders.table import EmbeddingTable
-from feature_repo.artifact import PROGRAM_FILE, PROGRAM_INPUTS
+from feature_repo.artifact import PROGRAM_FILE, PROGRAM_INPUTS, load_run_manifest
 from feature_repo.errors import ArtifactError
 from tests.training import world as small
 from tests.training.world import LENGTH, SCENES, WIDTH, make_world
-from training.artifact import _CONFIGS, load_manifest, load_model
+from training.artifact import _CONFIGS, load_model
 from training.build import build_model, fit_inputs, pretrained_layers, texts_to_read
 from training.config import FullTextConfig
 from training.full_text import FullText
@@ -442,7 +442,7 @@ def test_a_run_learns_what_the_texts_tell_and_can_be_loaded_again(text_world):
     base_rate = 1 / 4
     entropy = -base_rate * np.log(base_rate) - (1 - base_rate) * np.log(1 - base_rate)
     assert losses[-1] < entropy - 0.02
-    model = load_model(sources, load_manifest(sources.home, "full_text_tiny"))
+    model = load_model(sources, load_run_manifest(sources.home, "full_text_tiny"))
     table = torch.from_numpy(sources.table.vectors)
     eager = score(model, table, data["test"], truncate=True)
     program = load_program(result.folder / PROGRAM_FILE)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from feature_repo.artifact import ArtifactManifest, current_run
+from feature_repo.artifact import ArtifactManifest, current_run, load_run_manifest
 from feature_repo.errors import ArtifactError, DataSetError
 from tests.training.world import LENGTH, SCENES, make_world, small_recipe
-from training.artifact import load_manifest, load_model
+from training.artifact import load_model
 from training.calibration import CalibratedModel
-from training.checkpoint import find_unfinished
+from training.checkpoint import checkpoint_folder, find_unfinished
 from training.dataset import read_clicks
 from training.impressions import load_impressions
 from training.program import load_program, pickled_members
@@ -56,6 +56,7 @@ def test_artifact_says_what_it_is(world, bahe):
     assert manifest.train_end == train_times.max()
     assert sorted(p.name for p in bahe.folder.iterdir()) == [
         "manifest.json",
+        "reference.json",
         "score.pt2",
         "weights.safetensors",
     ]
@@ -89,7 +90,7 @@ def test_program_scores_what_the_eager_model_scores(world, bahe):
         sequence_length=LENGTH,
     )
     table = torch.from_numpy(sources.table.vectors)
-    manifest = load_manifest(sources.home, "bahe")
+    manifest = load_run_manifest(sources.home, "bahe")
     model = CalibratedModel(load_model(sources, manifest), manifest.calibration)
     eager = score(model, table, data, truncate=True)
     program = score(load_program(bahe.folder / "score.pt2"), table, data, truncate=False)
@@ -203,6 +204,16 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(world):
     with pytest.raises(ArtifactError, match="begun with another version: delete that folder"):
         train(world.sources, small_recipe("older"), threads=1)
     shutil.rmtree(folder)
+
+
+def test_a_run_killed_behind_its_artifact_ends_once_more(world, popularity):
+    folder = checkpoint_folder(world.sources.home, popularity.run)
+    with pytest.raises(ArtifactError, match="there is a run"):
+        train(world.sources, RECIPES["popularity"](), run=popularity.run, threads=1)
+    folder.mkdir()
+    again = train(world.sources, RECIPES["popularity"](), run=popularity.run, threads=1)
+    assert again.metrics == popularity.metrics
+    assert not folder.exists()
 
 
 def test_names_that_cannot_be_used(world, bahe):

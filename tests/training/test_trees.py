@@ -9,7 +9,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from encoders.inputs import ItemInputs, UserInputs
-from feature_repo.artifact import current_run
+from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.errors import LongtrailError
 from tests.training.world import (
     SCENES,
@@ -19,7 +19,7 @@ from tests.training.world import (
     small_deep_half,
     small_schema,
 )
-from training.artifact import load_manifest, load_model
+from training.artifact import load_model
 from training.build import build_model
 from training.calibration import CalibratedModel
 from training.config import EnsembleConfig, TreesConfig
@@ -261,7 +261,7 @@ def test_a_run_of_no_epochs_writes_an_artifact_that_loads_again(tmp_path):
     assert current_run(sources.home) == "grown"
     # What reads like the history is clicked, and evidence of texts says so.
     assert result.metrics["test"]["auc"] > 0.8
-    manifest = load_manifest(sources.home, "grown")
+    manifest = load_run_manifest(sources.home, "grown")
     model = load_model(sources, manifest)
     assert model.ensemble.roots.numel() >= 1
     calibrated = CalibratedModel(model, manifest.calibration)

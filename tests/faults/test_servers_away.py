@@ -1,0 +1,129 @@
+"""Servers that are away, hang or restart while something reads from them."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.errors import StoreError
+from feature_repo.offline import open_offline
+from feature_repo.postgres_session import Database
+from feature_repo.profiles import open_store
+from feature_repo.reader import FeatureReader
+from tests.faults.world import Stage, World, kill
+from tests.feature_repo.test_reader import assert_equal
+
+pytestmark = pytest.mark.timeout(900)  # with the world's own setup, on a busy machine
+
+USERS = ["u1", "u2", "nobody", "u59"]
+LIMIT_S = 0.5
+
+
+def fastest_failure(look_up: Callable[[], object]) -> float:
+    """Seconds of the fastest of some failures: a busy machine may stop us in one of them."""
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with pytest.raises(StoreError, match="does not answer as it should"):
+            look_up()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def use(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in stage.variables.items():
+        if name.endswith("_URL"):
+            monkeypatch.setenv(name, value)
+
+
+def test_lookups_without_redis_fail_at_once_and_recover(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = world.servers.redis
+    with world.stage("materialize") as stage:
+        use(stage, monkeypatch)
+        reader = FeatureReader(stage.home, "production")
+        expected = reader.online_users(USERS)
+        assert expected.found.tolist() == [True, True, False, True]
+        kill(server)
+        try:
+            assert fastest_failure(lambda: reader.online_users(USERS)) < LIMIT_S
+        finally:
+            server.start()
+        assert_equal(reader.online_users(USERS), expected)
+
+        process = server.process()
+        assert process is not None
+        process.suspend()
+        try:
+            assert fastest_failure(lambda: reader.online_users(USERS)) < LIMIT_S
+        finally:
+            process.resume()
+        assert_equal(reader.online_users(USERS), expected)
+
+
+def test_postgresql_restarts_in_the_middle_of_a_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = world.servers.postgres
+    with world.stage("apply") as stage:
+        use(stage, monkeypatch)
+        reader = FeatureReader(stage.home, "production")
+        end = reader.manifest.now()
+        start = end - timedelta(days=400)
+
+        def rows() -> tuple[int, list[pa.RecordBatch]]:
+            num_keys, batches = reader.offline.newest_rows(
+                "user_sequences", start=start, end=end, batch_rows=10
+            )
+            return num_keys, list(batches)
+
+        num_keys, expected = rows()
+        assert len(expected) > 3
+        _, batches = reader.offline.newest_rows(
+            "user_sequences", start=start, end=end, batch_rows=10
+        )
+        read = [next(batches)]
+        with restart(stage):
+            read += batches
+        assert pa.Table.from_batches(read).equals(pa.Table.from_batches(expected))
+        assert sum(batch.num_rows for batch in read) == num_keys
+
+        impressions = pq.read_table(stage.home.impressions)
+        users = impressions["user_id"].to_numpy()
+        times = impressions["event_timestamp"].cast(pa.int64()).to_numpy().astype(np.int64)
+        found = reader.historical_users(users, times)
+        assert found.found.any()
+        with restart(stage):
+            assert_equal(reader.historical_users(users, times), found)
+
+        store = open_store(stage.home, "production")
+        database = Database(store.config.offline_store, patience_s=0.2)
+        kill(server)
+        try:
+            with pytest.raises(StoreError, match="check the server and DATABASE_URL"):
+                database.read(lambda session: session.execute("SELECT 1").fetchone())
+        finally:
+            server.start()
+        assert open_offline(store).parts("items")
+        assert database.read(lambda session: session.execute("SELECT 1").fetchone()) == (1,)
+
+
+class restart:  # noqa: N801
+    """PostgreSQL is killed, and comes back while the block runs."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._server = stage.servers.postgres
+        self._back = threading.Thread(target=self._server.start)
+
+    def __enter__(self) -> None:
+        kill(self._server)
+        self._back.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._back.join()
