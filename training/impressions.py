@@ -17,6 +17,8 @@ from feature_repo.manifest import DataManifest
 
 REQUIRED = ("request_id", "user_id", "item_id", "event_timestamp", "clicked")
 _IDS = REQUIRED[:3]
+EXTRA = "extra"
+"""Split of the requests that ingest samples beside the given ones; only for learning."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Impressions:
         item_ids: str objects [R].
         times: int64 [R]; epoch microseconds, UTC.
         clicked: int64 [R]; 0 or 1.
+        extra: bool [R]; whether a row is of the split ``extra``, sampled beside the others.
         context: float32 [R, Fx]; NaN = missing.
         context_names: The Fx names.
     """
@@ -38,6 +41,7 @@ class Impressions:
     item_ids: NDArray[np.object_]
     times: NDArray[np.int64]
     clicked: NDArray[np.int64]
+    extra: NDArray[np.bool_]
     context: NDArray[np.float32]
     context_names: tuple[str, ...]
 
@@ -52,13 +56,22 @@ class Impressions:
             item_ids=self.item_ids[rows],
             times=self.times[rows],
             clicked=self.clicked[rows],
+            extra=self.extra[rows],
             context=self.context[rows],
             context_names=self.context_names,
         )
 
 
-def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressions:
+def load_impressions(
+    home: Home, manifest: DataManifest, split: str, *, with_extra: bool = False
+) -> Impressions:
     """One split (train, valid or test) of the impressions of ``home``.
+
+    Args:
+        home: Where they lie.
+        manifest: What ingest wrote.
+        split: Which one.
+        with_extra: Add the rows of the split ``extra``, if there are any: to those of ``train``.
 
     Raises:
         DataSetError: If the data set has no impressions, or none in this split.
@@ -69,6 +82,9 @@ def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressi
             "[impressions] table to its TOML file, then run `longtrail ingest`"
         )
     frame = pd.read_parquet(home.impressions, filters=[("split", "==", split)])
+    if with_extra:
+        extra = pd.read_parquet(home.impressions, filters=[("split", "==", EXTRA)])
+        frame = pd.concat([frame, extra], ignore_index=True)
     if frame.empty:
         raise DataSetError(
             f"no impression of data set {manifest.dataset!r} lies in the {split} split: mend the "
@@ -137,9 +153,16 @@ def _from_frame(frame: pd.DataFrame, path: Path, context_names: tuple[str, ...])
         item_ids=ids[2],
         times=_times(frame["event_timestamp"], path),
         clicked=numbers["clicked"].astype(np.int64),
+        extra=_is_extra(frame),
         context=context,
         context_names=context_names,
     )
+
+
+def _is_extra(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    if "split" not in frame.columns:
+        return np.zeros(len(frame), dtype=np.bool_)
+    return np.asarray(frame["split"] == EXTRA, dtype=np.bool_)
 
 
 def _ids(column: pd.Series, path: Path) -> NDArray[np.object_]:
