@@ -7,6 +7,11 @@ benchmark that was killed goes on.
 - ``comparison``: the best single BAHE recipe against gradient-boosted trees (LightGBM where it can
   be loaded), mean over seeds, users drawn with replacement.
 - ``downstream``: BAHE and trees together, one seed, against the trees alone, likewise.
+- ``*_given_rows``: trees and the single BAHE recipe, one seed, without the requests that ingest
+  samples beside the given training rows (``negatives.extra_train``); all others learn from them.
+- ``full_text`` (only with ``--full-text``, it takes as long as all the rest): the whole language
+  model over the last 256 tokens of the history against the BAHE recipe, both with the same numbers
+  beside the texts, on the given training rows, one pass.
 - ``ablations``: the BAHE recipe without each of its parts, against the full one, on all rows and on
   the slices fixed beforehand (``novel``, ``cold_items``, ``history_1_20``).
 
@@ -38,6 +43,7 @@ from feature_repo.progress import late_bar, progress_bar
 from training.ablations import FULL, ablate, plan_variants
 from training.devices import torch_threads
 from training.evaluate import Evaluation, measure, score_runs
+from training.overrides import override
 from training.recipes import RECIPES, Recipe
 from training.sources import Sources
 from training.train import read_splits, train
@@ -55,6 +61,11 @@ BASELINES = (
 LIGHTGBM = "trees_lightgbm"
 SINGLE = "bahe_base"
 TOGETHER = "bahe_with_trees"
+GIVEN = "_given_rows"
+"""Ends the name of a model that learns from the given training rows alone."""
+FULL_TEXT = "full_text_numeric"
+SAME_BUDGET = "bahe_same_budget"
+"""The BAHE recipe with the budget of :data:`FULL_TEXT`."""
 SHOWN = ("auc", "auc_low", "auc_high", "gauc", "logloss", "ne", "calibration_error")
 
 
@@ -89,7 +100,9 @@ Seeded = list[tuple[Recipe, str]]
 """Recipes with their runs."""
 
 
-def planned(sources: Sources, names: list[str], num_seeds: int) -> dict[str, Seeded]:
+def planned(
+    sources: Sources, names: list[str], num_seeds: int, *, full_text: bool
+) -> dict[str, Seeded]:
     """What is trained for each model.
 
     The single BAHE recipe goes by the names of its ablations' full model, so that those find it.
@@ -98,6 +111,17 @@ def planned(sources: Sources, names: list[str], num_seeds: int) -> dict[str, See
     for name in names:
         recipe = RECIPES[name]()
         plan[name] = [(replace(recipe, baseline=True), f"quality-{name}")]
+    rival = LIGHTGBM if LIGHTGBM in names else "trees"
+    if sources.manifest.impressions == "sampled":
+        for name in (rival, SINGLE):
+            given = override(RECIPES[name](), ["training.extra_requests=false"])
+            plan[name + GIVEN] = [(replace(given, baseline=True), f"quality-{name}{GIVEN}")]
+    if full_text:
+        options = ["training.extra_requests=false", "training.epochs=1"]
+        whole = override(RECIPES["full_text"](), ["model.use_numeric=true", *options])
+        plan[FULL_TEXT] = [(whole, f"quality-{FULL_TEXT}")]
+        short = override(RECIPES[SINGLE](), options)
+        plan[SAME_BUDGET] = [(replace(short, baseline=True), f"quality-{SAME_BUDGET}")]
     variants, _ = plan_variants(sources, RECIPES[SINGLE](), num_seeds=num_seeds)
     plan[SINGLE] = variants[0].seeded()
     return plan
@@ -151,6 +175,7 @@ def measure_all(
     threads: int,
     tuned: Path | None,
     ablations: bool,
+    full_text: bool,
 ) -> dict[str, Any]:
     """Train, score and compare everything.
 
@@ -161,6 +186,7 @@ def measure_all(
         threads: Of the arithmetic.
         tuned: Folder of the tuned language model, made where it is not there; None = no tuning.
         ablations: Also train the BAHE recipe without each of its parts.
+        full_text: Also train the language model over the full text.
     """
     began = time.perf_counter()
     settings = prepare(home, dataset, tuned=tuned)
@@ -169,7 +195,7 @@ def measure_all(
     if has_lightgbm():
         names.insert(len(BASELINES), LIGHTGBM)
     with torch_threads(threads):
-        plan = planned(sources, names, num_seeds)
+        plan = planned(sources, names, num_seeds, full_text=full_text)
         of = {name: [run for _, run in runs] for name, runs in plan.items()}
         train_missing(sources, [pair for runs in plan.values() for pair in runs], threads)
         with ExitStack() as stack:
@@ -180,10 +206,10 @@ def measure_all(
                 scoring=late_bar(stack, "score", "impressions"),
             )
         rival = LIGHTGBM if LIGHTGBM in of else "trees"
-        against = {SINGLE: of[rival], TOGETHER: of[rival]}
+        against = {SINGLE: of[rival], TOGETHER: of[rival], SAME_BUDGET: of.get(FULL_TEXT, ())}
         found = {
             name: measure(scored, of[name], against=against.get(name, ()), started=began)
-            for name in names
+            for name in plan
         }
         studied: dict[str, Evaluation] = {}
         notes = list(scored.notes)
@@ -216,6 +242,7 @@ def measure_all(
             "by_slice": compared(found[SINGLE]),
         },
         "downstream": {"together": TOGETHER, "by_slice": compared(found[TOGETHER])},
+        "full_text": {"by_slice": compared(found[SAME_BUDGET])} if full_text else {},
         "models": {name: figures(evaluation) for name, evaluation in found.items()},
         "ablations": {
             name: {
@@ -231,11 +258,11 @@ def measure_all(
 
 def table(result: dict[str, Any]) -> str:
     """The models as a table for people."""
-    lines = [f"{'model':<18}{'AUC':>8}  {'95 % interval':<16}{'GAUC':>8}{'logloss':>9}"]
+    lines = [f"{'model':<26}{'AUC':>8}  {'95 % interval':<16}{'GAUC':>8}{'logloss':>9}"]
     for name, values in result["models"].items():
         interval = f"[{values['auc_low']:.4f}, {values['auc_high']:.4f}]"
         lines.append(
-            f"{name:<18}{values['auc']:8.4f}  {interval:<16}{values['gauc']:8.4f}"
+            f"{name:<26}{values['auc']:8.4f}  {interval:<16}{values['gauc']:8.4f}"
             f"{values['logloss']:9.4f}"
         )
     best = result["comparison"]
@@ -248,6 +275,12 @@ def table(result: dict[str, Any]) -> str:
         f"{TOGETHER} - {best['trees']}: {together['difference']:+.4f} [{together['low']:+.4f}, "
         f"{together['high']:+.4f}]"
     )
+    if result["full_text"]:
+        cheaper = result["full_text"]["by_slice"]["all"]["auc"]
+        lines.append(
+            f"{SAME_BUDGET} - {FULL_TEXT}: {cheaper['difference']:+.4f} [{cheaper['low']:+.4f}, "
+            f"{cheaper['high']:+.4f}]"
+        )
     for name, values in result["ablations"].items():
         for rows in ("all", "novel", "cold_items", "history_1_20") if name != FULL else ():
             auc = values["against_full"][rows]["auc"]
@@ -273,6 +306,9 @@ def main() -> None:
     parser.add_argument(
         "--no-ablations", action="store_true", help="leave out seven more trainings"
     )
+    parser.add_argument(
+        "--full-text", action="store_true", help="the language model over the full text, too"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
@@ -283,6 +319,7 @@ def main() -> None:
         threads=options.threads,
         tuned=None if options.no_tuning else options.home / "models" / "tuned",
         ablations=not options.no_ablations,
+        full_text=options.full_text,
     )
     say(table(result))
     print(write_result("quality", "python -m benchmarks.bench_quality", result))

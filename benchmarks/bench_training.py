@@ -31,9 +31,10 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.results_file import write_result
+from encoders.schedule import warmup_cosine
 from training.build import build_model, fit_inputs
 from training.config import DinIdsConfig, DinTextConfig
-from training.optimization import make_average, make_optimizer, schedule, set_learning_rates
+from training.optimization import make_average, make_optimizer, set_learning_rates
 from training.recipes import TrainingConfig
 from training.schema import InputSchema
 
@@ -124,7 +125,7 @@ def our_step(sizes: Sizes, *, texts: bool, num_candidates: int) -> Step:
     model.train()
 
     def step() -> float:
-        set_learning_rates(optimizer, schedule(0, num_steps=100, warmup_steps=10))
+        set_learning_rates(optimizer, warmup_cosine(0, num_steps=100, warmup_steps=10))
         loss = functional.binary_cross_entropy_with_logits(model(*inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -206,7 +206,7 @@ def _text(
     if not len(scenes):
         return result
     rows, keys, ages, there = rows[scenes], keys[scenes], ages[scenes], there[scenes]
-    units = _directions(table, np.concatenate([candidate_rows, rows.reshape(-1)]))
+    units = table.directions(np.concatenate([candidate_rows, rows.reshape(-1)]))
     titles, history = units[:num], units[num:].reshape(len(scenes), length, -1)
     cosines = titles @ history.transpose(0, 2, 1)  # (S, C, L)
     same = (candidates[:, None] == keys[:, None]) & (keys != 0)[:, None]
@@ -220,12 +220,3 @@ def _text(
     values[number == 0] = np.nan
     result[:, scenes] = values.transpose(1, 0, 2)
     return result
-
-
-def _directions(table: EmbeddingTable, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Unit vectors of table rows; zero for row 0."""
-    vectors = np.asarray(table.vectors).take(rows, axis=0).astype(np.float32, copy=False)
-    lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-    lengths[lengths == 0] = 1
-    vectors /= lengths
-    return vectors

@@ -34,6 +34,10 @@ class UserInputs:
             history_ages=self.history_ages[..., kept],
         )
 
+    def take(self, rows: NDArray[np.integer[Any]]) -> "UserInputs":
+        """The rows at these positions."""
+        return UserInputs(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class ItemInputs:

@@ -172,6 +172,14 @@ class EmbeddingTable:
         found = self._ids[np.minimum(places, len(self._ids) - 1)] == ids
         return np.where(found, places + 1, 0)
 
+    def directions(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of rows [R] at unit length, float32 [R, D]; zero for row 0."""
+        vectors = np.asarray(self.vectors).take(rows, axis=0).astype(np.float32, copy=False)
+        lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+        lengths[lengths == 0] = 1
+        vectors /= lengths
+        return vectors
+
 
 def stored_ids(folder: Path) -> NDArray[np.int64]:
     """Read the ids of all part files of one encoder: int64 [number of rows]."""

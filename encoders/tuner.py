@@ -17,10 +17,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from encoders.batches import TokenizedTexts
+from encoders.checkpoint import (
+    Checkpoint,
+    SavedState,
+    optimizer_tensors,
+    restore_optimizer,
+    with_prefix,
+    without_prefix,
+)
 from encoders.config import TuningConfig
 from encoders.cooccurrence import CoOccurrence
+from encoders.schedule import warmup_cosine
 from encoders.text_encoder import pool
-from encoders.tuning_checkpoint import TuningCheckpoint
 from feature_repo.errors import EncoderError
 from feature_repo.progress import Progress
 
@@ -70,12 +78,11 @@ def co_occurrence_loss(
     return divergence.sum() / (total > 0).sum().clamp(min=1)
 
 
-def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine down to 0; ``step`` from 0."""
-    warmup = num_steps // 10
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+class TuningState(SavedState):
+    """What is kept of a tuning that is not finished, beside weights and the optimiser's moments."""
+
+    losses: list[float]
+    """One per step done."""
 
 
 @dataclass
@@ -116,23 +123,18 @@ class Tuner:
         self._chances = popularity / popularity.sum()
 
     @torch.no_grad()
-    def restore(self, checkpoint: TuningCheckpoint) -> int:
+    def restore(self, checkpoint: Checkpoint[TuningState]) -> int:
         """Take the checkpoint's state, if it has one; the number of steps already done."""
         saved = checkpoint.load()
         if saved is None:
             return 0
-        self.losses, tensors = saved
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(tensors[f"model/{name}"])
-            prefix = f"optimizer/{name}/"
-            moments = {
-                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-            }
-            if moments:
-                self._optimizer.state[parameter] = moments
+        state, tensors = saved
+        self.losses = state.losses
+        self.model.load_state_dict(without_prefix("model", tensors), strict=False)
+        restore_optimizer(self.model, self._optimizer, tensors)
         return len(self.losses)
 
-    def run(self, checkpoint: TuningCheckpoint, progress: Progress) -> None:
+    def run(self, checkpoint: Checkpoint[TuningState], progress: Progress) -> None:
         """Take the steps that are left, and keep the state after every few.
 
         Raises:
@@ -141,7 +143,9 @@ class Tuner:
         num_steps = self.config.steps
         progress(len(self.losses), num_steps)
         while len(self.losses) < num_steps:
-            factor = learning_rate_factor(len(self.losses), num_steps)
+            factor = warmup_cosine(
+                len(self.losses), num_steps=num_steps, warmup_steps=num_steps // 10
+            )
             for group in self._optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * factor
             loss = self._step(self.draw(len(self.losses)))
@@ -151,7 +155,7 @@ class Tuner:
                 len(self.losses) % self.config.checkpoint_steps == 0
                 or len(self.losses) == num_steps
             ):
-                checkpoint.save(self.losses, self._state())
+                self._save(checkpoint)
 
     def draw(self, step: int) -> NDArray[np.int64]:
         """Choose the texts of a step, int64 [at most B], distinct.
@@ -222,11 +226,11 @@ class Tuner:
             ).hidden_states
         return [pool(states[layer], mask, self.config.encoder.pooling) for layer in self._weights]
 
-    def _state(self) -> dict[str, Tensor]:
-        """Weights under ``model/``, the optimiser's moments under ``optimizer/<weight>/``."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"model/{name}"] = parameter
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{name}/{key}"] = value
-        return tensors
+    def _save(self, checkpoint: Checkpoint[TuningState]) -> None:
+        state = TuningState(
+            fingerprint=checkpoint.fingerprint,
+            tensors=f"state-{len(self.losses)}.safetensors",
+            losses=self.losses,
+        )
+        weights = with_prefix("model", dict(self.model.named_parameters()))
+        checkpoint.save(state, weights | optimizer_tensors(self.model, self._optimizer))

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
+from encoders.checkpoint import open_checkpoint
 from encoders.config import TuningConfig, TuningRecipe
 from encoders.cooccurrence import NEXT_BASKET, SAME_BASKET, count_pairs
 from encoders.fingerprint import describe_encoder
 from encoders.layout import keep_layers, layer_stack
 from encoders.pretrained import load_model, load_tokenizer, quiet_transformers
 from encoders.text_encoder import TextEncoder
-from encoders.tuner import Tuner
-from encoders.tuning_checkpoint import open_checkpoint
+from encoders.tuner import Tuner, TuningState
 from encoders.tuning_period import (
     choose_until,
     held_out_pairs,
@@ -159,7 +159,9 @@ def tune(
         until.isoformat(),
     ]
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    with open_checkpoint(folder, fingerprint) as checkpoint:
+    with open_checkpoint(
+        folder, fingerprint, TuningState, what=f"the tuning of {folder}", error=EncoderError
+    ) as checkpoint:
         tuner = Tuner(model, split_layer, tokens, tokenizer.pad_token_id or 0, data, config)
         steps_resumed = tuner.restore(checkpoint)
         tuner.run(checkpoint, progress)

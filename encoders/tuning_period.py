@@ -28,7 +28,8 @@ Encode = Callable[[list[str]], NDArray[np.float32]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_TRAINING = """
-SELECT epoch_us(min(event_timestamp)) FROM read_parquet($impressions) WHERE split = 'train'
+SELECT epoch_us(min(event_timestamp)) FROM read_parquet($impressions)
+WHERE split IN ('train', 'extra')
 """
 _NUM_EVENTS = "SELECT count(*) FROM read_parquet($events) WHERE event_timestamp < $until"
 _SEEN_LABELS = """

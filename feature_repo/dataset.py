@@ -65,6 +65,9 @@ class Negatives(_Part):
     seed: int = 0
     max_requests: dict[Literal["train", "valid", "test"], PositiveInt] = Field(default_factory=dict)
     """At most this many requests per split, drawn uniformly; all where not named."""
+    extra_train: bool = False
+    """Make requests of the positives of the train split that no impression covers, too. They are
+    the split ``extra``, from which a recipe may learn; nothing is measured on them."""
 
 
 class ImpressionsQuery(_Part):
@@ -74,12 +77,19 @@ class ImpressionsQuery(_Part):
     logged: bool = True
     """False: the rows of ``sql`` are sampled, not what users were shown."""
     negatives: Negatives | None = None
-    """With ``sql`` beside it: used only where the files that ``sql`` reads do not exist."""
+    """With ``sql`` beside it: used where the files that ``sql`` reads do not exist, and for
+    ``extra_train``, which goes with sampled rows only."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "ImpressionsQuery":
         if self.sql is None and self.negatives is None:
             raise ValueError("needs `sql` (logged impressions) or `negatives` (sampled ones)")
+        extra = self.negatives is not None and self.negatives.extra_train
+        if extra and self.sql is not None and self.logged:
+            raise ValueError(
+                "negatives.extra_train = true would mix sampled rows with logged ones: set it to "
+                "false, or logged = false if `sql` reads sampled rows"
+            )
         return self
 
 

@@ -9,22 +9,24 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
+import pandas as pd
 import pyarrow as pa
 
 from feature_repo.behavior import hash63
-from feature_repo.dataset import LoadedDataSet
+from feature_repo.dataset import LoadedDataSet, Negatives
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home, complete_folder, tidy_folder
 from feature_repo.item_stats import fields as item_fields
 from feature_repo.manifest import DataManifest, ItemColumn, Split
-from feature_repo.negatives import SplitBounds, sample_impressions
+from feature_repo.negatives import SplitBounds, sample_extra, sample_impressions
 from feature_repo.progress import Progress, silent
 from feature_repo.validate import (
     LoadedQuery,
@@ -44,6 +46,10 @@ FORMAT = 1
 EVENTS_PER_BUCKET = 250_000
 """One bucket's events, sequences and window frames fit well below 1 GiB at N = 100."""
 _STEPS = 8
+_SAMPLED = (
+    "* REPLACE (make_timestamp(event_timestamp) AT TIME ZONE 'UTC' AS event_timestamp) FROM sampled"
+)
+"""The rows of :mod:`feature_repo.negatives`, registered as ``sampled``, as the table has them."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,10 @@ class _Ingest:
         options = self.options.impressions
         if logged is not None:
             self._check_split()
-            return "logged" if options is not None and options.logged else "sampled"
+            assert options is not None
+            if options.negatives is not None and options.negatives.extra_train:
+                self._add_extra(options.negatives)
+            return "logged" if options.logged else "sampled"
         if options is None or options.negatives is None:
             self.connection.execute(
                 'CREATE OR REPLACE TABLE impressions ("row" BIGINT, request_id VARCHAR, '
@@ -249,27 +258,53 @@ class _Ingest:
                 "split VARCHAR)"
             )
             return "none"
+        sampled = sample_impressions(
+            self._positives(options.negatives), options.negatives, self._bounds()
+        )
+        with self._registered(sampled):
+            self.connection.execute(
+                'CREATE OR REPLACE TABLE impressions AS SELECT row_number() OVER () AS "row", '
+                + _SAMPLED
+            )
+        if options.negatives.extra_train:
+            self._add_extra(options.negatives)
+        return "sampled"
+
+    def _positives(self, options: Negatives) -> pd.DataFrame:
+        """The events from which requests are made."""
         positives = self.connection.execute(
             "SELECT DISTINCT user_id, item_id, epoch_us(event_timestamp) AS event_timestamp "
             "FROM events WHERE scene = ? AND item_id IN (SELECT item_id FROM items)",
-            [options.negatives.scene],
+            [options.scene],
         ).df()
         if positives.empty:
             raise DataSetError(
-                f"[impressions.negatives] scene {options.negatives.scene!r} has no event that "
+                f"[impressions.negatives] scene {options.scene!r} has no event that "
                 "names an item of [items]; expected the scene whose items were chosen"
             )
-        sampled = pa.Table.from_pandas(
-            sample_impressions(positives, options.negatives, self._bounds()), preserve_index=False
-        )
-        self.connection.register("sampled", sampled)
-        self.connection.execute(
-            'CREATE OR REPLACE TABLE impressions AS SELECT row_number() OVER () AS "row", * '
-            "REPLACE (make_timestamp(event_timestamp) AT TIME ZONE 'UTC' AS event_timestamp) "
-            "FROM sampled"
-        )
-        self.connection.unregister("sampled")
-        return "sampled"
+        return positives
+
+    def _add_extra(self, options: Negatives) -> None:
+        """Append the requests of the train split's other positives."""
+        covered = self.connection.execute(
+            "SELECT user_id, item_id, epoch_us(event_timestamp) AS event_timestamp "
+            "FROM impressions WHERE clicked = 1"
+        ).df()
+        extra = sample_extra(self._positives(options), options, self._bounds(), covered)
+        with self._registered(extra):
+            self.connection.execute(
+                "INSERT INTO impressions BY NAME SELECT row_number() OVER () + "
+                f'(SELECT coalesce(max("row"), 0) FROM impressions) AS "row", {_SAMPLED}'
+            )
+
+    @contextmanager
+    def _registered(self, sampled: pd.DataFrame) -> Iterator[None]:
+        """Sampled impressions as the table ``sampled``."""
+        self.connection.register("sampled", pa.Table.from_pandas(sampled, preserve_index=False))
+        try:
+            yield
+        finally:
+            self.connection.unregister("sampled")
 
     def _check_split(self) -> None:
         """A split that the impressions bring themselves must be by time."""

@@ -6,6 +6,7 @@ negative is left out.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -54,57 +55,12 @@ def sample_impressions(
     Raises:
         DataSetError: If a split has no request that can be built.
     """
-    positives = positives.sort_values(["event_timestamp", "user_id", "item_id"], kind="stable")
-    times = positives["event_timestamp"].to_numpy(np.int64)
-    item_ids, items = np.unique(positives["item_id"].to_numpy(str), return_inverse=True)
-    users = pd.factorize(positives["user_id"])[0].astype(np.int64)
-    baskets = pd.factorize(pd.MultiIndex.from_arrays([users, times]))[0].astype(np.int64)
-    window_us = options.window_days * _DAY_US
+    pool = _Pool(positives, options)
     rng = np.random.default_rng(options.seed)
-
-    chosen = _choose(times, items, window_us, options, bounds, rng)
-    negatives = _draw(times, items, baskets, chosen, window_us, options.per_positive, rng)
-    complete = (negatives >= 0).all(axis=1)
-    chosen, negatives = chosen[complete], negatives[complete]
-
-    candidates = np.concatenate([items[chosen][:, None], negatives], axis=1)
-    order = rng.random(candidates.shape).argsort(axis=1)
-    width = candidates.shape[1]
-    return pd.DataFrame(
-        {
-            "request_id": np.repeat(np.arange(len(chosen)).astype(str), width),
-            "user_id": np.repeat(positives["user_id"].to_numpy(object)[chosen], width),
-            "item_id": item_ids[np.take_along_axis(candidates, order, axis=1).ravel()],
-            "event_timestamp": np.repeat(times[chosen], width),
-            "clicked": (order == 0).astype(np.int8).ravel(),
-            "split": np.repeat(bounds.names(times[chosen]), width),
-        }
-    )
-
-
-def _choose(
-    times: NDArray[np.int64],
-    items: NDArray[np.int64],
-    window_us: int,
-    options: Negatives,
-    bounds: SplitBounds,
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Rows that become requests: drawable themselves, at most ``max_requests`` per split."""
-    by_item = np.lexsort((times, items))
-    sorted_items, sorted_times = items[by_item], times[by_item]
-    # The nearest earlier sale of the same item, strictly before.
-    first = np.searchsorted(sorted_items, sorted_items, side="left")
-    earlier = _first_of_equal(sorted_items, sorted_times) - 1
-    has_earlier = earlier >= first
-    gap = sorted_times - sorted_times[np.maximum(earlier, 0)]
-    drawable = np.empty(len(times), dtype=bool)
-    drawable[by_item] = has_earlier & (gap <= window_us)
-
-    names = bounds.names(times)
+    names = bounds.names(pool.times)
     rows: list[NDArray[np.int64]] = []
     for split in _SPLITS:
-        of_split = np.flatnonzero(drawable & (names == split))
+        of_split = np.flatnonzero(pool.drawable & (names == split))
         if not len(of_split):
             raise DataSetError(
                 f"no request can be sampled for the {split} split: expected purchases whose item "
@@ -114,7 +70,94 @@ def _choose(
         if limit < len(of_split):
             of_split = np.sort(rng.choice(of_split, size=limit, replace=False))
         rows.append(of_split)
-    return np.concatenate(rows)
+    requests = pool.requests(np.concatenate(rows), rng)
+    return requests.assign(split=bounds.names(requests["event_timestamp"].to_numpy(np.int64)))
+
+
+def sample_extra(
+    positives: pd.DataFrame, options: Negatives, bounds: SplitBounds, covered: pd.DataFrame
+) -> pd.DataFrame:
+    """Requests of the train split's positives that are in no impression yet.
+
+    Args:
+        positives: As for :func:`sample_impressions`.
+        options: Numbers and seed.
+        bounds: The time split.
+        covered: user_id, item_id, event_timestamp (int64) of impressions that were clicked.
+
+    Returns:
+        As :func:`sample_impressions`, with the split ``extra``; no rows where all are covered.
+    """
+    pool = _Pool(positives, options)
+    keys = ["user_id", "item_id", "event_timestamp"]
+    is_new = ~pd.MultiIndex.from_frame(pool.positives[keys]).isin(
+        pd.MultiIndex.from_frame(covered[keys])
+    )
+    of_train = bounds.names(pool.times) == "train"
+    rng = np.random.default_rng([options.seed, 1])  # not the draws of sample_impressions again
+    requests = pool.requests(np.flatnonzero(pool.drawable & of_train & is_new), rng)
+    return requests.assign(request_id="extra-" + requests["request_id"], split="extra")
+
+
+class _Pool:
+    """The positives in order of time, ready to be drawn from.
+
+    Args:
+        positives: See :func:`sample_impressions`.
+        options: Numbers.
+    """
+
+    def __init__(self, positives: pd.DataFrame, options: Negatives) -> None:
+        order = ["event_timestamp", "user_id", "item_id"]
+        self.positives = positives.sort_values(order, kind="stable")
+        self.per_positive = options.per_positive
+        self.window_us = options.window_days * _DAY_US
+        self.times = self.positives["event_timestamp"].to_numpy(np.int64)
+        self.item_ids, self.items = np.unique(
+            self.positives["item_id"].to_numpy(str), return_inverse=True
+        )
+        users = pd.factorize(self.positives["user_id"])[0].astype(np.int64)
+        pairs = pd.MultiIndex.from_arrays([users, self.times])
+        self.baskets = pd.factorize(pairs)[0].astype(np.int64)
+
+    @cached_property
+    def drawable(self) -> NDArray[np.bool_]:
+        """Whether a positive's item was also sold in the window before it."""
+        by_item = np.lexsort((self.times, self.items))
+        sorted_items, sorted_times = self.items[by_item], self.times[by_item]
+        # The nearest earlier sale of the same item, strictly before.
+        first = np.searchsorted(sorted_items, sorted_items, side="left")
+        earlier = _first_of_equal(sorted_items, sorted_times) - 1
+        has_earlier = earlier >= first
+        gap = sorted_times - sorted_times[np.maximum(earlier, 0)]
+        drawable = np.empty(len(self.times), dtype=bool)
+        drawable[by_item] = has_earlier & (gap <= self.window_us)
+        return drawable
+
+    def requests(self, chosen: NDArray[np.int64], rng: np.random.Generator) -> pd.DataFrame:
+        """The impressions of these positives, but for the split; incomplete requests are left out.
+
+        Args:
+            chosen: int64; positions in order of time.
+            rng: Source of all draws.
+        """
+        negatives = _draw(
+            self.times, self.items, self.baskets, chosen, self.window_us, self.per_positive, rng
+        )
+        complete = (negatives >= 0).all(axis=1)
+        chosen, negatives = chosen[complete], negatives[complete]
+        candidates = np.concatenate([self.items[chosen][:, None], negatives], axis=1)
+        order = rng.random(candidates.shape).argsort(axis=1)
+        width = candidates.shape[1]
+        return pd.DataFrame(
+            {
+                "request_id": np.repeat(np.arange(len(chosen)).astype(str), width),
+                "user_id": np.repeat(self.positives["user_id"].to_numpy(object)[chosen], width),
+                "item_id": self.item_ids[np.take_along_axis(candidates, order, axis=1).ravel()],
+                "event_timestamp": np.repeat(self.times[chosen], width),
+                "clicked": (order == 0).astype(np.int8).ravel(),
+            }
+        )
 
 
 def _first_of_equal(items: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -139,9 +139,7 @@ class Scorer:
 
     def unit_vectors(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Look up vectors of behaviours, at unit length [R, D]; all zero where there is none."""
-        vectors = np.asarray(self._table.vectors[self._table.rows(behavior_ids)])
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+        return self._table.directions(self._table.rows(behavior_ids))
 
     def _aligned(
         self,

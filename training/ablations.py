@@ -178,7 +178,12 @@ def ablate(
         if read_from is not variant.sources:
             read_from = variant.sources
             progress = in_rounds(reading, num_readings)
-            data = read_splits(read_from, recipe.sequence_length, progress)
+            data = read_splits(
+                read_from,
+                recipe.sequence_length,
+                progress,
+                with_extra=recipe.training.extra_requests,
+            )
         train(
             variant.sources,
             seeded,

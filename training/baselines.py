@@ -21,7 +21,13 @@ from training.config import (
 )
 from training.inputs import DenseInputs
 from training.item_ids import ItemEmbedding
-from training.layers import LowRankCross, Perceptron, TableSpace, masked_mean
+from training.layers import (
+    LowRankCross,
+    Perceptron,
+    TableSpace,
+    masked_mean,
+    once_per_row,
+)
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 
@@ -179,8 +185,12 @@ class DinText(ClickModel):
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits."""
         flat, rows = FlatCandidates(inputs.candidate_item_keys), inputs.history_rows
-        history = self.project(self.space.centered(inputs.table[rows]))
-        items = self.project(self.space.centered(inputs.table[flat.select(inputs.candidate_rows)]))
+
+        def project(rows: Tensor) -> Tensor:
+            return self.project(self.space.centered(inputs.table[rows]))  # type: ignore[no-any-return]
+
+        history = once_per_row(project, rows)
+        items = once_per_row(project, flat.select(inputs.candidate_rows))
         interest = self.attention(flat, history, rows != 0, items)
         return flat.restore(self.perceptron(_with_products(interest, items)))
 

@@ -77,6 +77,22 @@ class ClickData:
         """The same with at most the newest ``sequence_length`` behaviours per scene; no copy."""
         return replace(self, users=self.users.last(sequence_length))
 
+    def where(self, keep: NDArray[np.bool_]) -> "ClickData":
+        """The rows [R] to keep, with the contexts that still have one; copies."""
+        rows = np.flatnonzero(keep)
+        sizes = np.diff(np.append(0, np.cumsum(keep))[self.offsets])
+        contexts = np.flatnonzero(sizes)
+        return replace(
+            self,
+            users=self.users.take(contexts),
+            items=self.items.take(rows),
+            context=self.context[rows],
+            evidence=self.evidence[rows],
+            clicked=self.clicked[rows],
+            offsets=np.append(0, np.cumsum(sizes[contexts])),
+            impressions=self.impressions.take(rows),
+        )
+
     @cached_property
     def history_lengths(self) -> NDArray[np.int64]:
         """int64 [N]: positions from the newest to the oldest behaviour of the longest scene."""

@@ -94,11 +94,17 @@ def explain(
 def explain_examples(
     sources: Sources, run: str, rows: Impressions, *, number: int = 3
 ) -> list[Explanation]:
-    """Explain clicked rows of different users, spread over the rows' time."""
+    """Explain clicked rows of different users, spread over the rows' time.
+
+    A user without any history is passed over: there is nothing to explain.
+    """
     clicked = np.flatnonzero(rows.clicked == 1)
     _, first = np.unique(rows.user_ids[clicked].astype(str), return_index=True)
     candidates = np.sort(clicked[first])
-    if not len(candidates):
-        return []
-    places = np.linspace(0, len(candidates) - 1, min(number, len(candidates))).astype(np.int64)
-    return [explain(sources, run, rows.take(candidates[[place]])) for place in places]
+    examples = []
+    for part in np.array_split(candidates, min(number, len(candidates)) or 1):
+        explained = (explain(sources, run, rows.take(part[[place]])) for place in range(len(part)))
+        example = next((found for found in explained if found.behaviors), None)
+        if example is not None:
+            examples.append(example)
+    return examples

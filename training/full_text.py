@@ -27,7 +27,14 @@ from feature_repo.errors import ArtifactError
 from training.candidates import FlatCandidates
 from training.config import FullTextConfig
 from training.inputs import DenseInputs
-from training.layers import LowRankCross, Perceptron, masked_mean
+from training.layers import (
+    LowRankCross,
+    Perceptron,
+    deep_interactions,
+    interactions_width,
+    masked_mean,
+    once_per_row,
+)
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.text_tokens import TextTokens
@@ -74,7 +81,7 @@ class FullText(ClickModel):
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, config.output_width)
         self.empty = nn.Parameter(torch.zeros(config.output_width))
-        head_width = 3 * config.output_width + 1
+        head_width = interactions_width(1, config.output_width)
         self.dense: DenseInputs | None = None
         if config.use_numeric:
             self.dense = DenseInputs(
@@ -110,10 +117,7 @@ class FullText(ClickModel):
         self, table: Float[Tensor, "V D"], candidate_rows: Int[Tensor, " R"]
     ) -> Float[Tensor, "R Q"]:
         """Q_i: the item's title through the same language model."""
-        if torch.compiler.is_exporting():
-            return self._titles(table[candidate_rows])
-        distinct, origin = torch.unique(candidate_rows, return_inverse=True)
-        return self._titles(table[distinct])[origin]
+        return once_per_row(lambda rows: self._titles(table[rows]), candidate_rows)
 
     def _titles(self, vectors: Float[Tensor, "R D"]) -> Float[Tensor, "R Q"]:
         longest = min(self.texts.tokens.shape[1], self.config.num_tokens - len(self.texts.start))
@@ -160,9 +164,7 @@ class FullText(ClickModel):
             self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
         )
         items = self.item_vectors(inputs.table, flat.select(inputs.candidate_rows))
-        products = users * items  # (R, Q)
-        similarity = products.sum(-1, keepdim=True) / self.config.output_width**0.5
-        x = torch.cat([users, items, products, similarity], dim=-1)
+        x = deep_interactions(users.unsqueeze(1), items)
         logit: Tensor | float = 0.0
         if self.dense is not None:
             dense, logit = self.dense(flat, inputs)

@@ -23,6 +23,8 @@ REQUIRED = ("request_id", "user_id", "item_id", "event_timestamp", "clicked")
 _IDS = REQUIRED[:3]
 CHUNK_ROWS = 50_000
 """Rows of a time range that are in memory at once."""
+EXTRA = "extra"
+"""Split of the requests that ingest samples beside the given ones; only for learning."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Impressions:
         item_ids: str objects [R].
         times: int64 [R]; epoch microseconds, UTC.
         clicked: int64 [R]; 0 or 1.
+        extra: bool [R]; whether a row is of the split ``extra``, sampled beside the others.
         context: float32 [R, Fx]; NaN = missing.
         context_names: The Fx names.
     """
@@ -44,6 +47,7 @@ class Impressions:
     item_ids: NDArray[np.object_]
     times: NDArray[np.int64]
     clicked: NDArray[np.int64]
+    extra: NDArray[np.bool_]
     context: NDArray[np.float32]
     context_names: tuple[str, ...]
 
@@ -58,13 +62,22 @@ class Impressions:
             item_ids=self.item_ids[rows],
             times=self.times[rows],
             clicked=self.clicked[rows],
+            extra=self.extra[rows],
             context=self.context[rows],
             context_names=self.context_names,
         )
 
 
-def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressions:
+def load_impressions(
+    home: Home, manifest: DataManifest, split: str, *, with_extra: bool = False
+) -> Impressions:
     """One split (train, valid or test) of the impressions of ``home``.
+
+    Args:
+        home: Where they lie.
+        manifest: What ingest wrote.
+        split: Which one.
+        with_extra: Add the rows of the split ``extra``, if there are any: to those of ``train``.
 
     Raises:
         DataSetError: If the data set has no impressions, or none in this split.
@@ -75,6 +88,9 @@ def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressi
             "[impressions] table to its TOML file, then run `longtrail ingest`"
         )
     frame = pd.read_parquet(home.impressions, filters=[("split", "==", split)])
+    if with_extra:
+        extra = pd.read_parquet(home.impressions, filters=[("split", "==", EXTRA)])
+        frame = pd.concat([frame, extra], ignore_index=True)
     if frame.empty:
         raise DataSetError(
             f"no impression of data set {manifest.dataset!r} lies in the {split} split: mend the "
@@ -86,7 +102,7 @@ def load_impressions(home: Home, manifest: DataManifest, split: str) -> Impressi
 def impressions_between(
     home: Home, manifest: DataManifest, start: datetime, end: datetime
 ) -> Iterator[Impressions]:
-    """Impressions of a time range, of all splits, in chunks of at most :data:`CHUNK_ROWS`.
+    """Impressions of a time range, of all splits but ``extra``, in chunks of :data:`CHUNK_ROWS`.
 
     Args:
         home: The home folder.
@@ -102,10 +118,11 @@ def impressions_between(
             f"data set {manifest.dataset!r} has no impressions: add an [impressions] table to its "
             "TOML file, then run `longtrail ingest`"
         )
-    time = pc.field("event_timestamp")
+    time, split = pc.field("event_timestamp"), pc.field("split")
     low, high = (pa.scalar(moment, pa.timestamp("us", tz="UTC")) for moment in (start, end))
     batches = dataset(home.impressions).to_batches(
-        filter=(time >= low) & (time < high), batch_size=CHUNK_ROWS
+        filter=(time >= low) & (time < high) & (split.is_null() | (split != EXTRA)),
+        batch_size=CHUNK_ROWS,
     )
     for batch in batches:
         if batch.num_rows:
@@ -172,9 +189,16 @@ def _from_frame(frame: pd.DataFrame, path: Path, context_names: tuple[str, ...])
         item_ids=ids[2],
         times=_times(frame["event_timestamp"], path),
         clicked=numbers["clicked"].astype(np.int64),
+        extra=_is_extra(frame),
         context=context,
         context_names=context_names,
     )
+
+
+def _is_extra(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    if "split" not in frame.columns:
+        return np.zeros(len(frame), dtype=np.bool_)
+    return np.asarray(frame["split"] == EXTRA, dtype=np.bool_)
 
 
 def _ids(column: pd.Series, path: Path) -> NDArray[np.object_]:

@@ -4,7 +4,7 @@ Shapes: R = rows, F = numeric features, T = bins per feature, D = width of the h
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -313,6 +313,38 @@ def masked_mean(
     """Mean over the positions where ``keep`` is True; zero where there are none."""
     weights = keep.to(values.dtype).unsqueeze(-1)
     return (values * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+
+
+def once_per_row(
+    compute: Callable[[Int[Tensor, " U"]], Float[Tensor, "U W"]], rows: Int[Tensor, "*N"]
+) -> Float[Tensor, "*N W"]:
+    """``compute(rows)`` where the result of a row depends on that row alone.
+
+    In a batch most texts come several times: eagerly each distinct row is computed once. An
+    exported program, whose shapes must not depend on values, computes all of them.
+    """
+    if torch.compiler.is_exporting():
+        return compute(rows)
+    distinct, places = torch.unique(rows, return_inverse=True)
+    return functional.embedding(places, compute(distinct))
+
+
+def deep_interactions(
+    users: Float[Tensor, "R S Q"], items: Float[Tensor, "R Q"]
+) -> Float[Tensor, "R W"]:
+    """What a head reads of deep outputs: users, items, their products and one similarity per scene.
+
+    Returns:
+        W = Q (2 S + 1) + S values per row; see :func:`interactions_width`.
+    """
+    products = users * items.unsqueeze(1)
+    similarity = products.sum(-1) / items.shape[-1] ** 0.5
+    return torch.cat([users.flatten(1), items, products.flatten(1), similarity], dim=-1)
+
+
+def interactions_width(num_scenes: int, output_width: int) -> int:
+    """W of :func:`deep_interactions`."""
+    return output_width * (2 * num_scenes + 1) + num_scenes
 
 
 class TableSpace(nn.Module):

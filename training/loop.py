@@ -21,21 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from feature_repo.errors import DataSetError
-from feature_repo.progress import Progress
-from training.batches import count_batches, make_batch, plan_batches, split_batch
-from training.checkpoint import (
-    Checkpoint,
-    CheckpointState,
+from encoders.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
     with_prefix,
     without_prefix,
 )
+from encoders.schedule import warmup_cosine
+from feature_repo.errors import DataSetError
+from feature_repo.progress import Progress
+from training.batches import count_batches, make_batch, plan_batches, split_batch
+from training.checkpoint import RunCheckpoint, RunState
 from training.dataset import ClickData
 from training.devices import Devices
 from training.metrics import auc, logloss
-from training.optimization import make_average, make_optimizer, schedule, set_learning_rates
+from training.optimization import make_average, make_optimizer, set_learning_rates
 from training.program_inputs import ClickModel
 from training.recipes import TrainingConfig
 from training.scoring import probabilities, score
@@ -81,7 +81,7 @@ class TrainingLoop:
     train: ClickData
     valid: ClickData
     config: TrainingConfig
-    checkpoint: Checkpoint
+    checkpoint: RunCheckpoint
     progress: Progress
     devices: Devices = field(default_factory=Devices)
     tracker: Tracker = field(default_factory=NoTracker)
@@ -99,7 +99,7 @@ class TrainingLoop:
         self._steps_per_epoch = count_batches(
             self.train, batch_contexts=self._step_contexts, max_candidates=config.max_candidates
         )
-        self._state = CheckpointState(
+        self._state = RunState(
             fingerprint=self.checkpoint.fingerprint,
             tensors="",
             step=0,
@@ -159,7 +159,7 @@ class TrainingLoop:
         """One step of the optimiser, and the news of it."""
         started = time.perf_counter()
         step, num_rows = self._state.step, _num_rows(pieces)
-        factor = schedule(
+        factor = warmup_cosine(
             step,
             num_steps=self.config.epochs * self._steps_per_epoch,
             warmup_steps=self.config.warmup_steps,

@@ -23,7 +23,15 @@ from training.attention import TargetAttention
 from training.candidates import FlatCandidates
 from training.config import BaheConfig
 from training.inputs import DenseInputs
-from training.layers import LowRankCross, MemberPerceptron, RunningNorm, TableSpace
+from training.layers import (
+    LowRankCross,
+    MemberPerceptron,
+    RunningNorm,
+    TableSpace,
+    deep_interactions,
+    interactions_width,
+    once_per_row,
+)
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.text_evidence import AgeDecay, TextEvidence
@@ -72,9 +80,9 @@ class Bahe(ClickModel):
         self.evidence_norm = RunningNorm(evidence_width)
         self.evidence_skip = nn.Linear(evidence_width, 1)
         nn.init.zeros_(self.evidence_skip.weight)
-        # User scenes, item, their products, one similarity per scene.
-        deep_width = config.output_width * (2 * num_scenes + 1) + num_scenes
-        deep_width *= config.use_text
+        deep_width = 0
+        if config.use_text:
+            deep_width = interactions_width(num_scenes, config.output_width)
         width = deep_width + attention_width + evidence_width + self.dense.output_width
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
@@ -106,11 +114,7 @@ class Bahe(ClickModel):
         self, table: Float[Tensor, "V D"], candidate_rows: Int[Tensor, " R"]
     ) -> Float[Tensor, "R Q"]:
         """Q_i: the item's title through the same deep half, a sequence of length 1."""
-        if torch.compiler.is_exporting():
-            return self.tower.items(self.space(table[candidate_rows]))
-        # In a batch most titles come several times: each is computed once.
-        distinct, places = torch.unique(candidate_rows, return_inverse=True)
-        return self.tower.items(self.space(table[distinct]))[places]
+        return once_per_row(lambda rows: self.tower.items(self.space(table[rows])), candidate_rows)
 
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits of every candidate; while learning those of every member, [B, C, K]."""
@@ -128,15 +132,11 @@ class Bahe(ClickModel):
         """Q_u, Q_i, their products, and one similarity per scene."""
         contexts = self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
         rows = flat.select(inputs.candidate_rows)
-        users, items = flat.spread(contexts), self.item_vectors(inputs.table, rows).unsqueeze(1)
+        items = self.item_vectors(inputs.table, rows)
         if self.training and self.config.next_behavior_weight:
             owners = flat.spread(torch.arange(len(contexts), device=contexts.device))
-            self._last_pass = (contexts, items.squeeze(1), rows, owners)
-        products = users * items  # (R, S, Q)
-        similarity = products.sum(-1) / self.config.output_width**0.5
-        return torch.cat(
-            [users.flatten(1), items.flatten(1), products.flatten(1), similarity], dim=-1
-        )
+            self._last_pass = (contexts, items, rows, owners)
+        return deep_interactions(flat.spread(contexts), items)
 
     def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:
         """Softmax over the batch's items, by the similarity of deep outputs alone.
@@ -149,9 +149,11 @@ class Bahe(ClickModel):
             Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
             Recommendations", RecSys 2019, eq. 2 and 3.
         """
-        if not self.config.next_behavior_weight or not bool(clicked.any()):
+        # Taken out: a batch's graph must not live until the next forward pass.
+        last_pass, self._last_pass = self._last_pass, ()
+        if not last_pass or not bool(clicked.any()):
             return None
-        users, items, rows, owners = self._last_pass
+        users, items, rows, owners = last_pass
         distinct, places, counts = torch.unique(rows, return_inverse=True, return_counts=True)
         first = torch.empty_like(distinct).scatter_(
             0, places, torch.arange(len(rows), device=rows.device)

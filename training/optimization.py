@@ -1,6 +1,4 @@
-"""Optimiser, schedule and moving average of the weights."""
-
-import math
+"""Optimiser and moving average of the weights."""
 
 import torch
 from torch import Tensor, nn
@@ -37,21 +35,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         lr=config.learning_rate,
         fused=True,  # one pass over the weights: memory is what bounds it,
     )
-
-
-def schedule(step: int, *, num_steps: int, warmup_steps: int) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine down to 0.
-
-    Args:
-        step: From 0.
-        num_steps: Of the whole run.
-        warmup_steps: Wanted; at most a tenth of all steps is used.
-    """
-    warmup = min(warmup_steps, num_steps // 10)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    share = (step - warmup) / max(1, num_steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -52,6 +52,9 @@ class TrainingConfig:
     checkpoint_every_steps: int = 200
     """A killed run loses at most so many steps; each validation writes a checkpoint, too."""
     seed: int = 0
+    extra_requests: bool = True
+    """Learn from the requests that ingest sampled beside the given ones, too, where there are some
+    (``negatives.extra_train`` of the data set)."""
     deterministic: bool = False
     """Refuse operations that give other results when they are repeated; CPUs have none here."""
     compiled: bool = False

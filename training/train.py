@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from encoders.checkpoint import checkpoint_folder
 from feature_repo.artifact import (
     MANIFEST_FILE,
     PROGRAM_FILE,
@@ -27,12 +28,7 @@ from training.artifact import (
 from training.baselines import ScoreBaseline
 from training.build import build_model, fit_inputs, pretrained_layers, texts_to_read
 from training.calibration import CalibratedModel, fit_calibration, fit_platt
-from training.checkpoint import (
-    Checkpoint,
-    checkpoint_folder,
-    find_unfinished,
-    open_checkpoint,
-)
+from training.checkpoint import RunCheckpoint, find_unfinished, open_run_checkpoint
 from training.dataset import ClickData, read_clicks
 from training.devices import Devices, deterministic_algorithms, open_devices, torch_threads
 from training.identity import check_run_name, new_run_name, run_fingerprint
@@ -120,8 +116,12 @@ def train(
         stack.enter_context(deterministic_algorithms(recipe.training.deterministic))
         if not devices.is_main:
             reading = learning = silent
-        data = data or read_splits(sources, recipe.sequence_length, reading)
+        extra = recipe.training.extra_requests
+        data = data or read_splits(sources, recipe.sequence_length, reading, with_extra=extra)
         data = {split: rows.last(recipe.sequence_length) for split, rows in data.items()}
+        is_extra = data["train"].impressions.extra
+        if is_extra.any() and not extra:
+            data["train"] = data["train"].where(~is_extra)
         rate = float(data["train"].clicked.mean())
         if not 0 < rate < 1:
             raise DataSetError(
@@ -134,7 +134,7 @@ def train(
         )
         _check_free(home, name)
         checkpoint = stack.enter_context(
-            open_checkpoint(home, name, fingerprint, main=devices.is_main)
+            open_run_checkpoint(home, name, fingerprint, main=devices.is_main)
         )
         devices.wait()  # until the main process holds the folder
         state = checkpoint.state()
@@ -189,12 +189,16 @@ def _check_free(home: Home, name: str) -> None:
     """Refuse a name that is no folder's, or a finished run's."""
     check_run_name(name)
     # Killed between the artifact and the end, the run ends once more.
-    if (home.runs / name).exists() and not checkpoint_folder(home, name).exists():
+    if (home.runs / name).exists() and not checkpoint_folder(home.runs / name).exists():
         raise ArtifactError(f"there is a run {name!r} already: give another --run")
 
 
 def read_splits(
-    sources: Sources, sequence_length: int, progress: Progress = silent
+    sources: Sources,
+    sequence_length: int,
+    progress: Progress = silent,
+    *,
+    with_extra: bool = True,
 ) -> dict[str, ClickData]:
     """The features of all impressions, by split.
 
@@ -202,9 +206,16 @@ def read_splits(
         sources: What to read from.
         sequence_length: M, behaviours per scene.
         progress: Told impressions read.
+        with_extra: Among the train split's also the requests sampled beside the given ones;
+            :func:`train` leaves them out again for a recipe that does not want them.
     """
     splits = ("train", "valid", "test")
-    tables = {split: load_impressions(sources.home, sources.manifest, split) for split in splits}
+    tables = {
+        split: load_impressions(
+            sources.home, sources.manifest, split, with_extra=with_extra and split == "train"
+        )
+        for split in splits
+    }
     all_rows = sum(len(table) for table in tables.values())
 
     def update(advance: int, total: int, **figures: float) -> None:  # noqa: ARG001
@@ -237,7 +248,7 @@ def _fit(
     schema: InputSchema,
     data: dict[str, ClickData],
     base_rate: float,
-    checkpoint: Checkpoint,
+    checkpoint: RunCheckpoint,
     devices: Devices,
     tracker: Tracker,
     progress: Progress,

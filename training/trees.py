@@ -222,6 +222,10 @@ class Ensemble(ClickModel):
             return logits
         return (logits + self.trees.logits(inputs)) / 2
 
+    def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:
+        """The network's."""
+        return self.network.auxiliary_loss(clicked)
+
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]

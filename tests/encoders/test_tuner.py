@@ -10,7 +10,7 @@ import torch
 from encoders.batches import TokenizedTexts
 from encoders.config import TuningConfig
 from encoders.pretrained import load_model
-from encoders.tuner import Tuner, co_occurrence_loss, learning_rate_factor
+from encoders.tuner import Tuner, co_occurrence_loss
 from tests.encoders.planted import sparse
 
 
@@ -44,15 +44,6 @@ def test_the_loss_by_hand() -> None:
     equal = torch.ones(4, 3, dtype=torch.float64)
     assert co_occurrence_loss(equal, pairs, baskets, temperature=0.1).item() == pytest.approx(0)
     assert co_occurrence_loss(points, pairs * 0, baskets, 0.1).item() == 0
-
-
-def test_the_schedule_warms_up_and_ends_low() -> None:
-    factors = [learning_rate_factor(step, 100) for step in range(100)]
-    assert np.argmax(factors) == 10
-    assert factors[10] == 1
-    assert 0 < factors[0] < factors[5] < 1
-    assert 0 < factors[99] < 0.001
-    assert learning_rate_factor(0, 1) == 1
 
 
 def test_a_batch_holds_pairs_however_many_texts_there_are(bert_folder: Path) -> None:

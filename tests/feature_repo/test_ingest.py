@@ -128,7 +128,41 @@ def test_bad_rows_are_set_aside_with_the_reason(kitchen: LoadedDataSet, tmp_path
     assert '"words":"a"' in first["values"] or '"text":"a"' in first["values"]
 
 
+NEGATIVES = 'negatives = { scene = "buy", per_positive = 2, window_days = 14, extra_train = true }'
+
+
+def _with_extra(kitchen: LoadedDataSet, *, logged: bool) -> LoadedDataSet:
+    given = f"[impressions]\nlogged = {str(logged).lower()}\n{NEGATIVES}"
+    kitchen.path.write_text(kitchen.path.read_text().replace("[impressions]", given))
+    return load_dataset(kitchen.path)
+
+
+def test_extra_requests_stand_beside_the_sampled_rows_of_a_file(
+    kitchen: LoadedDataSet, tmp_path: Path
+) -> None:
+    plain, home = Home(tmp_path / "plain"), Home(tmp_path / "home")
+    ingest(plain, kitchen)
+    summary = ingest(home, _with_extra(kitchen, logged=False))
+    before = pq.read_table(plain.impressions).to_pandas()
+    rows = pq.read_table(home.impressions).to_pandas()
+    given, extra = rows[rows["split"] != "extra"], rows[rows["split"] == "extra"]
+    assert given.reset_index(drop=True).equals(before)
+    assert summary.manifest.impressions == "sampled"
+    assert summary.manifest.num_impressions == len(rows) > len(before)
+    assert extra["event_timestamp"].max() < given.loc[
+        given["split"] == "valid", "event_timestamp"
+    ].min()  # fmt: skip
+    bought = ["user_id", "item_id", "event_timestamp"]
+    both = extra[extra["clicked"] == 1].merge(given[given["clicked"] == 1], on=bought)
+    assert both.empty
+    assert extra["position"].isna().all()
+
+
 BAD_INPUT = {
+    "extra requests beside logged ones": (
+        lambda t: t.replace("[impressions]", "[impressions]\n" + NEGATIVES),
+        "would mix sampled rows with logged ones",
+    ),
     "not a toml": (lambda _: "name = ", "is not a TOML file"),
     "unknown key": (lambda t: t.replace("replay", "replya"), "replya"),
     "no query": (lambda t: t.replace("[items]\nsql", "[items]\nsqll"), "items.sql"),

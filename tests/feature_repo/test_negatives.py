@@ -4,7 +4,7 @@ import pytest
 
 from feature_repo.dataset import Negatives
 from feature_repo.errors import DataSetError
-from feature_repo.negatives import SplitBounds, sample_impressions
+from feature_repo.negatives import SplitBounds, sample_extra, sample_impressions
 
 DAY = 86_400_000_000
 BOUNDS = SplitBounds(train=20 * DAY, valid=60 * DAY, test=80 * DAY)
@@ -72,3 +72,32 @@ def test_a_split_without_purchases_is_an_error() -> None:
         sample_impressions(
             _positives(), Negatives(), SplitBounds(train=0, valid=60 * DAY, test=900 * DAY)
         )
+
+
+def _keys(rows: pd.DataFrame) -> set[tuple[str, str, int]]:
+    return set(pd.MultiIndex.from_frame(rows[["user_id", "item_id", "event_timestamp"]]))
+
+
+def test_extra_requests_are_the_training_positives_that_nothing_covers() -> None:
+    positives = _positives()
+    some = sample_impressions(positives, Negatives(max_requests={"train": 200}), BOUNDS)
+    everything = sample_impressions(positives, Negatives(), BOUNDS)
+    covered = some.loc[some["clicked"] == 1, ["user_id", "item_id", "event_timestamp"]]
+    extra = sample_extra(positives, Negatives(), BOUNDS, covered)
+    assert set(extra["split"]) == {"extra"}
+    assert not set(extra["request_id"]) & set(some["request_id"])
+    clicked = extra["clicked"] == 1
+    of_train = everything[(everything["split"] == "train") & (everything["clicked"] == 1)]
+    assert _keys(extra[clicked]) == _keys(of_train) - _keys(covered)
+    assert len(extra) > 1000
+    # The same sampler: five items a request, the basket's other items never among them.
+    assert (extra.groupby("request_id")["clicked"].agg(["sum", "size"]) == [1, 5]).all(axis=None)
+    assert not _keys(extra[~clicked]) & _keys(positives)
+    pd.testing.assert_frame_equal(extra, sample_extra(positives, Negatives(), BOUNDS, covered))
+
+
+def test_where_all_is_covered_there_is_nothing_extra() -> None:
+    positives = _positives()
+    extra = sample_extra(positives, Negatives(), BOUNDS, positives)
+    assert extra.empty
+    assert {"request_id", "split", "clicked"} <= set(extra.columns)

@@ -143,11 +143,25 @@ def fake_data(sizes):
         offsets=np.append(0, np.cumsum(sizes)),
         impressions=Impressions(
             *(np.array(["x"] * rows, object) for _ in range(3)),
-            np.zeros(rows, np.int64), np.arange(rows) % 2, np.zeros((rows, 0), np.float32), (),
+            np.zeros(rows, np.int64), np.arange(rows) % 2, np.zeros(rows, np.bool_),
+            np.zeros((rows, 0), np.float32), (),
         ),
         user_dense_names=("u",), item_dense_names=("i",), category_vocabularies={"k": ()},
         evidence_names=("e",),
     )  # fmt: skip
+
+
+def test_rows_to_keep_take_their_contexts_along():
+    data = fake_data([2, 3, 1])
+    kept = data.where(np.array([False, False, True, False, True, True]))
+    assert kept.offsets.tolist() == [0, 2, 3]
+    assert kept.num_contexts == 2
+    np.testing.assert_array_equal(kept.users.history_rows, data.users.history_rows[1:])
+    np.testing.assert_array_equal(kept.history_lengths, data.history_lengths[1:])
+    assert kept.items.candidate_item_keys.tolist() == [102, 104, 105]
+    assert kept.evidence[:, 0].tolist() == [2 / 8, 4 / 8, 5 / 8]
+    assert kept.clicked.tolist() == [0, 0, 1]
+    assert len(kept.impressions) == len(kept.context) == 3
 
 
 def test_batch_cuts_padding_and_marks_what_is_there():

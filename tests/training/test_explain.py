@@ -45,6 +45,20 @@ def test_behaviours_are_named_strongest_first(world):
         assert all(name.split(": ")[0] in ("buy", "view") for name, _ in found.behaviors)
 
 
+def test_a_user_without_a_history_is_passed_over(world):
+    sources = world.sources
+    rows = load_impressions(sources.home, sources.manifest, "test")
+    clicked = rows.take(np.flatnonzero(rows.clicked == 1))
+    there = set(world.events["user_id"])
+    known = np.array([user in there for user in clicked.user_ids])
+    assert not known.all()
+    first = np.argmin(known)  # an unknown user, then the others
+    ordered = clicked.take(np.append(first, np.flatnonzero(known)))
+    (example,) = explain_examples(sources, "explained", ordered, number=1)
+    assert example.user_id == ordered.user_ids[1]
+    assert explain_examples(sources, "explained", ordered.take(np.array([0]))) == []
+
+
 def test_one_impression_at_a_time(world):
     rows = load_impressions(world.sources.home, world.sources.manifest, "test")
     with pytest.raises(ValueError, match="one impression is explained at a time, got 2"):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.checkpoint import Checkpoint
 from feature_repo.errors import DataSetError
 from feature_repo.progress import silent
 from tests.training.world import LENGTH, make_world, small_bahe, small_deep_half, small_recipe
 from training.batches import count_batches, plan_batches, split_batch
 from training.build import build_model, fit_inputs
-from training.checkpoint import Checkpoint
+from training.checkpoint import RunState
 from training.config import MeanPoolingConfig
 from training.loop import TRACK_EVERY_STEPS, TrainingLoop
 from training.manifest import input_schema
@@ -43,7 +44,7 @@ class Setup:
             train=train,
             valid=self.data["valid"],
             config=recipe.training,
-            checkpoint=Checkpoint(folder, "one"),
+            checkpoint=Checkpoint(folder, "one", RunState),
             progress=progress,
         )
 
@@ -92,7 +93,7 @@ def test_killed_at_three_moments_and_gone_on_gives_the_same_bits(setup, tmp_path
         loop = setup.loop(tmp_path / "part", progress=killer(int(steps)), **settings)
         with pytest.raises(KilledError):
             loop.run()
-        state = Checkpoint(tmp_path / "part", "one").state()
+        state = Checkpoint(tmp_path / "part", "one", RunState).state()
         done = 0 if state is None else state.step
         assert moment - 6 <= done < moment
     last = setup.loop(tmp_path / "part", **settings)

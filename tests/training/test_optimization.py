@@ -4,14 +4,8 @@ from torch import nn
 
 from tests.training.world import small_bahe, small_deep_half, small_schema
 from training.build import build_model
-from training.optimization import make_average, make_optimizer, schedule
+from training.optimization import make_average, make_optimizer
 from training.recipes import TrainingConfig
-
-
-def test_schedule_by_hand():
-    values = [schedule(s, num_steps=100, warmup_steps=4) for s in (0, 3, 4, 52, 100)]
-    assert values == pytest.approx([0.2, 0.8, 1.0, 0.5, 0.0])
-    assert schedule(0, num_steps=5, warmup_steps=60) == 1.0
 
 
 def test_learning_rates_and_decay_by_group():

@@ -13,18 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encoders.checkpoint import checkpoint_folder
 from feature_repo.artifact import ArtifactManifest, current_run, load_run_manifest
 from feature_repo.errors import ArtifactError, DataSetError
 from tests.training.world import LENGTH, SCENES, make_world, small_recipe
 from training.artifact import load_model
 from training.calibration import CalibratedModel
-from training.checkpoint import checkpoint_folder, find_unfinished
+from training.checkpoint import find_unfinished
 from training.dataset import read_clicks
 from training.impressions import load_impressions
 from training.program import load_program, pickled_members
 from training.recipes import RECIPES, Recipe, TrainingConfig
 from training.scoring import probabilities, score
-from training.train import train
+from training.train import read_splits, train
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -125,7 +126,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.training.world import make_world, small_recipe
-from training.train import train
+from training.train import read_splits, train
 
 rows = 0
 def learning(advance, total, **figures):
@@ -201,13 +202,14 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(world):
     folder = world.sources.home.runs / "older-1.checkpoint.part"
     folder.mkdir(parents=True)
     (folder / "state.json").write_text('{"fingerprint": "x", "epochs_done": 1}')
-    with pytest.raises(ArtifactError, match="begun with another version: delete that folder"):
-        train(world.sources, small_recipe("older"), threads=1)
+    with pytest.raises(ArtifactError, match="begun with another version: delete"):
+        train(world.sources, small_recipe("older"), run="older-1", threads=1)
+    assert find_unfinished(world.sources.home, "older", "x") is None
     shutil.rmtree(folder)
 
 
 def test_a_run_killed_behind_its_artifact_ends_once_more(world, popularity):
-    folder = checkpoint_folder(world.sources.home, popularity.run)
+    folder = checkpoint_folder(world.sources.home.runs / popularity.run)
     with pytest.raises(ArtifactError, match="there is a run"):
         train(world.sources, RECIPES["popularity"](), run=popularity.run, threads=1)
     folder.mkdir()
@@ -230,6 +232,28 @@ def test_labels_of_one_class_are_refused(tmp_path):
     with pytest.raises(DataSetError, match="every impression of the train split has clicked = 0"):
         train(world.sources, small_recipe(), threads=1)
     assert not list(world.sources.home.runs.glob("*"))
+
+
+def test_extra_requests_are_learned_from_unless_the_recipe_says_no(tmp_path):
+    world = make_world(tmp_path / "home", num_users=60)
+    rows = world.impressions
+    is_extra = (rows["split"] == "train") & rows["request_id"].str.endswith("-1")
+    rows.assign(split=rows["split"].mask(is_extra, "extra")).to_parquet(
+        world.sources.home.impressions
+    )
+    recipe = RECIPES["item_only"]()
+    without = replace(recipe, training=replace(recipe.training, extra_requests=False))
+    num_train, num_extra = int((rows["split"] == "train").sum()), int(is_extra.sum())
+    assert num_extra > 50
+    assert train(world.sources, recipe, run="a", threads=1).num_rows == num_train
+    assert train(world.sources, without, run="b", threads=1).num_rows == num_train - num_extra
+    # One reading serves both; where it left the extra rows out, no recipe can ask for them.
+    both = read_splits(world.sources, recipe.sequence_length)
+    given = train(world.sources, without, run="c", threads=1, data=both)
+    assert given.num_rows == num_train - num_extra
+    assert given.metrics == load_manifest(world.sources.home, "b").metrics
+    few = read_splits(world.sources, recipe.sequence_length, with_extra=False)
+    assert train(world.sources, recipe, run="d", threads=1, data=few).metrics == given.metrics
 
 
 @pytest.mark.parametrize("name", ["repeat_count", "mean_pooling", "din_text", "item_only"])

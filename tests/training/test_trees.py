@@ -174,7 +174,14 @@ def clicks(num: int, seed: int) -> ClickData:
         clicked=clicked,
         offsets=np.arange(num + 1),
         impressions=Impressions(
-            names, names, names, np.zeros(num, np.int64), clicked, np.zeros((num, 1)), ("hour",)
+            names,
+            names,
+            names,
+            times=np.zeros(num, np.int64),
+            clicked=clicked,
+            extra=np.zeros(num, np.bool_),
+            context=np.zeros((num, 1), np.float32),
+            context_names=("hour",),
         ),
         user_dense_names=schema.user_dense_names,
         item_dense_names=schema.item_dense_names,
@@ -249,6 +256,14 @@ def test_an_ensemble_is_the_mean_and_learns_as_the_network_alone(grown):
     learning = model.train().logits(named)
     torch.manual_seed(1)
     assert torch.equal(learning, model.network.logits(named))
+    # What the network wants to learn beside clicks is learned here, too.
+    clicked = (torch.arange(int((inputs[7] != 0).sum())) % 3 == 0).float()
+    model.logits(named)
+    learned = model.auxiliary_loss(clicked)
+    model.network.logits(named)
+    assert learned > 0
+    assert learned == model.network.auxiliary_loss(clicked)
+    assert model.auxiliary_loss(clicked) is None  # one pass, one loss
 
 
 def test_a_run_of_no_epochs_writes_an_artifact_that_loads_again(tmp_path):
