@@ -74,6 +74,8 @@ def test_a_data_set_of_ones_own_needs_no_python(tmp_path: Path) -> None:
 
 
 MISTAKES = {
+    "doctor before ingest": (["doctor"], "run `longtrail ingest` first"),
+    "status before ingest": (["status"], "run `longtrail ingest` first"),
     "no data set file": (["ingest", "nowhere.toml"], "nowhere.toml does not exist"),
     "encode before ingest": (["encode"], "run `longtrail ingest` first"),
     "sequences before ingest": (["sequences"], "run `longtrail ingest` first"),

@@ -251,7 +251,7 @@ def test_extra_requests_are_learned_from_unless_the_recipe_says_no(tmp_path):
     both = read_splits(world.sources, recipe.sequence_length)
     given = train(world.sources, without, run="c", threads=1, data=both)
     assert given.num_rows == num_train - num_extra
-    assert given.metrics == load_manifest(world.sources.home, "b").metrics
+    assert given.metrics == load_run_manifest(world.sources.home, "b").metrics
     few = read_splits(world.sources, recipe.sequence_length, with_extra=False)
     assert train(world.sources, recipe, run="d", threads=1, data=few).metrics == given.metrics
 
