@@ -19,7 +19,7 @@ from feature_repo.shop import ShopConfig, generate_shop
 
 if TYPE_CHECKING:
     from feature_repo.ingest import IngestSummary
-    from feature_repo.reader import Join
+    from feature_repo.view_reader import Join
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -21,7 +21,8 @@ from feature_repo.home import Home
 from feature_repo.online import open_writer
 from feature_repo.parity_series import ParityRun, ViewCounts, record_run
 from feature_repo.progress import Progress, silent
-from feature_repo.reader import FeatureReader, Join
+from feature_repo.reader import FeatureReader
+from feature_repo.view_reader import Join
 
 _CHUNK_KEYS = 1000
 """Keys compared at once: bounds the memory, whatever the sample."""

@@ -78,14 +78,14 @@ def test_postgresql_restarts_in_the_middle_of_a_read(
         start = end - timedelta(days=400)
 
         def rows() -> tuple[int, list[pa.RecordBatch]]:
-            num_keys, batches = reader.offline.newest_rows(
+            num_keys, batches = reader.views.offline.newest_rows(
                 "user_sequences", start=start, end=end, batch_rows=10
             )
             return num_keys, list(batches)
 
         num_keys, expected = rows()
         assert len(expected) > 3
-        _, batches = reader.offline.newest_rows(
+        _, batches = reader.views.offline.newest_rows(
             "user_sequences", start=start, end=end, batch_rows=10
         )
         read = [next(batches)]

@@ -77,8 +77,8 @@ def test_the_direct_lookup_is_feasts_value_by_value(home: Home) -> None:
     reader = FeatureReader(home, "production")
     for views, keys in ((reader._user_views, USERS), (reader._item_views, ITEMS)):
         times = reader.request_times(len(keys))
-        direct = reader._from_redis(views, keys.tolist(), times)
-        feasts = reader._from_response(views, keys.tolist(), times)
+        direct = reader.views._from_redis(views, keys.tolist(), times)
+        feasts = reader.views._from_response(views, keys.tolist(), times)
         assert direct.keys() == feasts.keys()
         for name, columns in feasts.items():
             assert direct[name].present.tolist() == columns.present.tolist()

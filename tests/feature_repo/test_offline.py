@@ -25,11 +25,11 @@ from feature_repo.offline import OfflineStore, open_offline
 from feature_repo.postgres_load import load_tables
 from feature_repo.postgres_session import Database
 from feature_repo.profiles import open_store
-from feature_repo.reader import _release_ibis
 from feature_repo.services.postgres import DATABASE, PostgresServer
 from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
 from feature_repo.version_names import encoder_view
+from feature_repo.view_reader import release_ibis
 from tests.servers import PASSWORD
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -259,7 +259,7 @@ def test_feasts_own_join_finds_the_same(store: FeatureStore, view: str) -> None:
         entity_df=entities, features=[f"{view}:{column}" for column in columns]
     )
     table = job.to_arrow().sort_by("request_row")
-    _release_ibis()
+    release_ibis()
     assert table["request_row"].to_pylist() == list(range(len(requests.keys)))
     nothing = dict.fromkeys(columns)
     ours = latest(open_offline(store), view, columns)

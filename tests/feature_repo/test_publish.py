@@ -10,8 +10,9 @@ from feature_repo.command import SentenceGroup, Settings
 from feature_repo.home import Home
 from feature_repo.materialize import apply
 from feature_repo.publish import publish
-from feature_repo.reader import FeatureReader, Join
+from feature_repo.reader import FeatureReader
 from feature_repo.services.processes import free_port
+from feature_repo.view_reader import Join
 from tests.feature_repo.conftest import write_files
 from tests.feature_repo.test_reader import assert_equal, build
 
