@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import yaml
 from feast import FeatureStore
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
 from feature_repo.connections import (
@@ -70,16 +71,18 @@ def open_store(home: Home, profile: str) -> FeatureStore:
     file = profile_file(home, profile)
     if _ADDRESS_IN_YAML in profile_text(home, profile):
         os.environ.update(store_variables(home))
+    store = FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
     try:
-        store = FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
         _ = store.registry  # connects, which Feast would do with the first question
-        return store
-    except OperationalError as error:  # the registry
+    except OperationalError as error:
+        url = make_url(store.config.registry.path)
+        place = f"{url.host}:{url.port}" if url.host else url.database
         reason = str(error.orig).strip().splitlines()[0]
         raise StoreError(
-            f"the registry of the profile {profile!r} cannot be reached ({reason}): is its server "
-            "up? See docs/production.md"
+            f"the registry of the profile {profile!r} at {place} cannot be reached ({reason}): is "
+            "its server up? See docs/production.md; nothing is lost"
         ) from error
+    return store
 
 
 def store_variables(home: Home, *, start: bool = True) -> dict[str, str]:
