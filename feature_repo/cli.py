@@ -226,7 +226,7 @@ def doctor(settings: Settings) -> None:
 
     Changes nothing. Exit code 1 where something is wrong.
 
-    Example: longtrail --profile production doctor
+    Example: longtrail doctor
     """
     from feature_repo.doctor import examine
 
