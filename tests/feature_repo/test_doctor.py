@@ -369,9 +369,8 @@ def test_a_view_without_rows(tmp_path: Path) -> None:
     assert not problems(live, "join_keys") + problems(live, "created_column")
 
 
+@pytest.mark.parametrize("profile", ["production"])
 def test_stores_that_are_away(home: Home, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if profile == "embedded":
-        return
     monkeypatch.setenv("REDIS_URL", "redis://:word@127.0.0.1:1/0")
     findings = {f.name: f for f in diagnose(LiveStore(home, profile, open_store(home, profile)))}
     assert not findings["counts"].ok
@@ -380,5 +379,5 @@ def test_stores_that_are_away(home: Home, profile: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:word@127.0.0.1:1/shop?sslmode=disable")
     done = CliRunner().invoke(main, ["--home", str(home.root), "--profile", profile, "doctor"])
     assert done.exit_code == 1
-    assert "registry of the profile 'production' cannot be reached" in done.stderr
+    assert "registry of the profile 'production' at 127.0.0.1:1 cannot be reached" in done.stderr
     assert "word" not in done.output

@@ -93,11 +93,10 @@ def test_the_command_prints_a_table_and_one_line_of_json(home: Home, profile: st
     assert "encoder   abc" in done.stderr
 
 
+@pytest.mark.parametrize("profile", ["production"])
 def test_a_redis_that_is_away_is_said_and_the_rest_is_shown(
     home: Home, profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if profile == "embedded":
-        return
     monkeypatch.setenv("REDIS_URL", "redis://:word@127.0.0.1:1/0")
     done = CliRunner().invoke(main, ["--home", str(home.root), "--profile", profile, "status"])
     assert done.exit_code == 1
