@@ -29,7 +29,7 @@ demo: $(READY) ## Every step on the built-in shop or DATASET=file.toml; PROFILE=
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest -q
 
-bench-quality: $(READY) ## The README's table of models; three to four hours on two cores, goes on after a kill
+bench-quality: $(READY) ## The README's table of models; some hours on two cores, goes on after a kill
 	$(BIN)/python -m benchmarks.bench_quality
 
 bench-efficiency: $(READY) ## BAHE against the language model over the full text: time and memory
