@@ -8,7 +8,8 @@ from feast import FeatureView
 from feast.types import Array, Float32, Int64
 from numpy.typing import NDArray
 
-from feature_repo.live_store import LiveStore, time_literal
+from feature_repo.live_store import LiveStore
+from feature_repo.offline import time_literal
 from feature_repo.offline_files import file_parts
 from feature_repo.postgres_tables import view_tables
 

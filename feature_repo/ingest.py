@@ -249,7 +249,7 @@ class _Ingest:
             self._check_split()
             assert options is not None
             if options.negatives is not None and options.negatives.extra_train:
-                self._add_extra(options.negatives)
+                self._add_extra(self._positives(options.negatives), options.negatives)
             return "logged" if options.logged else "sampled"
         if options is None or options.negatives is None:
             self.connection.execute(
@@ -258,16 +258,15 @@ class _Ingest:
                 "split VARCHAR)"
             )
             return "none"
-        sampled = sample_impressions(
-            self._positives(options.negatives), options.negatives, self._bounds()
-        )
+        positives = self._positives(options.negatives)
+        sampled = sample_impressions(positives, options.negatives, self._bounds())
         with self._registered(sampled):
             self.connection.execute(
                 'CREATE OR REPLACE TABLE impressions AS SELECT row_number() OVER () AS "row", '
                 + _SAMPLED
             )
         if options.negatives.extra_train:
-            self._add_extra(options.negatives)
+            self._add_extra(positives, options.negatives)
         return "sampled"
 
     def _positives(self, options: Negatives) -> pd.DataFrame:
@@ -284,13 +283,13 @@ class _Ingest:
             )
         return positives
 
-    def _add_extra(self, options: Negatives) -> None:
+    def _add_extra(self, positives: pd.DataFrame, options: Negatives) -> None:
         """Append the requests of the train split's other positives."""
         covered = self.connection.execute(
             "SELECT user_id, item_id, epoch_us(event_timestamp) AS event_timestamp "
             "FROM impressions WHERE clicked = 1"
         ).df()
-        extra = sample_extra(self._positives(options), options, self._bounds(), covered)
+        extra = sample_extra(positives, options, self._bounds(), covered)
         with self._registered(extra):
             self.connection.execute(
                 "INSERT INTO impressions BY NAME SELECT row_number() OVER () + "

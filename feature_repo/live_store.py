@@ -8,7 +8,7 @@ from feast import FeatureStore, FeatureView
 
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, load_manifest
-from feature_repo.materialize import Materialized
+from feature_repo.materialize import copied_views
 from feature_repo.offline import OfflineStore, open_offline
 from feature_repo.online import OnlineWriter, open_writer
 from feature_repo.online_copy import CopyState
@@ -86,12 +86,4 @@ class LiveStore:
         Raises:
             StoreError: If another version wrote the record.
         """
-        record = self.home.materialized(self.profile)
-        if not record.exists():
-            return {}
-        return dict(Materialized.load(record, made_by="longtrail materialize").views)
-
-
-def time_literal(moment: datetime) -> str:
-    """A moment in the SQL of :meth:`feature_repo.offline.OfflineStore.ask`."""
-    return f"TIMESTAMPTZ '{moment.isoformat()}'"
+        return copied_views(self.home, self.profile)

@@ -34,6 +34,18 @@ class Materialized(Document):
     views: dict[str, CopyState]
 
 
+def copied_views(home: Home, profile: str) -> dict[str, CopyState]:
+    """View -> how far it was copied to the online store of a profile; none before the first copy.
+
+    Raises:
+        StoreError: If another version wrote the record.
+    """
+    record = home.materialized(profile)
+    if not record.exists():
+        return {}
+    return dict(Materialized.load(record, made_by="longtrail materialize").views)
+
+
 @dataclass(frozen=True)
 class ApplySummary:
     """What the registry holds after an apply."""
@@ -94,13 +106,11 @@ def materialize(
     offline = open_offline(store)
     record = home.materialized(profile)
     with home.lock(f"online-{profile}"), feast_in_log():
-        states: dict[str, CopyState] = {}
-        if record.exists():
-            try:
-                states = dict(Materialized.load(record, made_by="longtrail materialize").views)
-            except StoreError as error:  # of another version: what is online is unknown
-                logger.info("%s", error)
-                full = True
+        try:
+            states = copied_views(home, profile)
+        except StoreError as error:  # of another version: what is online is unknown
+            logger.info("%s", error)
+            states, full = {}, True
         held = {view.name: bool(offline.parts(view.name)) for view in store.list_feature_views()}
         if not any(held.values()):
             raise MissingStepError(
@@ -154,8 +164,7 @@ def remove_online(home: Home, profile: str, views: Iterable[str], *, dry_run: bo
             for view in chosen:
                 writer.clear(view)
                 writer.mark(view.name, "")
-            if record.exists():
-                states = Materialized.load(record, made_by="longtrail materialize").views
+            if states := copied_views(home, profile):
                 kept = {name: state for name, state in states.items() if name not in wanted}
                 Materialized(views=kept).save(record)
     return num_rows

@@ -97,3 +97,8 @@ def open_offline(store: FeatureStore) -> OfflineStore:
     if store.config.offline_store.type == "postgres":
         return OfflinePostgres(store)
     return OfflineFiles(store)
+
+
+def time_literal(moment: datetime) -> str:
+    """A moment in the SQL of :meth:`OfflineStore.ask`."""
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"

@@ -54,9 +54,14 @@ class ViewParity:
     differences: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def counts(self) -> ViewCounts:
+        """What the time series keeps."""
+        return ViewCounts(**{name: getattr(self, name) for name in ViewCounts.model_fields})
+
+    @property
     def wrong(self) -> int:
         """Values that differ and rows that are missing."""
-        return self.mismatches + self.missing_offline + self.missing_online
+        return self.counts.wrong
 
     def compare(self, keys: NDArray[Any], offline: Columns, online: Columns) -> None:
         """Add R keys: whether they are there, and where they are, every feature."""
@@ -182,10 +187,7 @@ def check_parity(
         profile=profile,
         sample=sample,
         join=join,
-        views={
-            name: ViewCounts(**{count: getattr(view, count) for count in ViewCounts.model_fields})
-            for name, view in views.items()
-        },
+        views={name: view.counts for name, view in views.items()},
         seconds=round(report.seconds, 3),
     )
     record_run(home, run)

@@ -33,6 +33,11 @@ class ViewCounts(Document):
     missing_offline: int
     missing_online: int
 
+    @property
+    def wrong(self) -> int:
+        """Values that differ and rows that are missing."""
+        return self.mismatches + self.missing_offline + self.missing_online
+
 
 class ParityRun(Document):
     """A line of the time series."""

@@ -52,7 +52,7 @@ _CANONICAL = {
             "item_id": "What was shown.",
             "event_timestamp": "When it was asked for; UTC.",
             "clicked": "1 where the user acted on it, else 0.",
-            "split": "train, valid or test, by time.",
+            "split": "train, valid or test, by time; extra: sampled beside train, to learn from.",
         },
     ),
     "behaviors": (

@@ -14,8 +14,9 @@ from feature_repo.artifact import current_run, finished_runs, load_run_manifest
 from feature_repo.connections import DATABASE_URL, REDIS_URL
 from feature_repo.errors import LongtrailError, StoreError
 from feature_repo.home import Home
-from feature_repo.live_store import LiveStore, time_literal
+from feature_repo.live_store import LiveStore
 from feature_repo.manifest import load_encoder
+from feature_repo.offline import time_literal
 from feature_repo.parity_series import ParityRun, parity_runs
 from feature_repo.postgres_session import Database
 from feature_repo.redis_lookup import RedisLine
@@ -249,9 +250,7 @@ def _parity(run: ParityRun) -> dict[str, Any]:
     return {
         "time": run.time,
         "values": sum(view.values for view in counts),
-        "mismatches": sum(
-            view.mismatches + view.missing_offline + view.missing_online for view in counts
-        ),
+        "mismatches": sum(view.wrong for view in counts),
     }
 
 

@@ -24,7 +24,7 @@ from feature_repo.definitions import define
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from feature_repo.manifest import EncoderManifest, load_encoder
-from feature_repo.materialize import Materialized, apply
+from feature_repo.materialize import apply, copied_views
 from feature_repo.reader import FeatureReader
 from feature_repo.version_names import (
     ENCODER_FILE,
@@ -259,8 +259,6 @@ def folder_size(folder: Path) -> int:
 
 def _not_online(home: Home, profile: str, manifest: ArtifactManifest) -> tuple[str, ...]:
     """Views of a run of which the online store holds nothing, or but a part."""
-    record, done = home.materialized(profile), set()
-    if record.exists():
-        states = Materialized.load(record, made_by="longtrail materialize").views
-        done = {name for name, state in states.items() if state.end is not None}
+    states = copied_views(home, profile)
+    done = {name for name, state in states.items() if state.end is not None}
     return tuple(name for name in run_views(home, manifest) if name not in done)

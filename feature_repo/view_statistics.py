@@ -7,13 +7,13 @@ bins of their own. What needs lists or a comparison is :mod:`feature_repo.drift`
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from feast import FeatureStore
 from feast.monitoring.monitoring_service import MonitoringService
 from feast.types import Array
 
-from feature_repo.offline import open_offline
+from feature_repo.offline import open_offline, time_literal
 
 _DAY_S = 86_400.0
 
@@ -50,10 +50,9 @@ def view_statistics(
         StoreError: If the store cannot be reached.
     """
     offline, monitor = open_offline(store), MonitoringService(store)
-    first, last = (moment.astimezone(UTC).isoformat() for moment in (start, end))
     question = (
         "SELECT max(event_timestamp), count(*) FILTER (WHERE event_timestamp BETWEEN "  # noqa: S608
-        f"TIMESTAMPTZ '{first}' AND TIMESTAMPTZ '{last}') FROM {{rows}}"
+        f"{time_literal(start)} AND {time_literal(end)}) FROM {{rows}}"
     )
     # Feast takes both days whole.
     days = {"start_date": start.date(), "end_date": (end - timedelta(microseconds=1)).date()}

@@ -41,6 +41,7 @@ class RowCounter:
         bins: Group -> feature -> its distribution; the rows in it are not counted.
         table: Vectors of the encoder that the model reads.
         scenes: S names, in the order of the arrays.
+        norms: Of :func:`vector_norms`, where the caller has them; it reads the whole table.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class RowCounter:
         bins: Mapping[str, Mapping[str, Distribution]],
         table: EmbeddingTable,
         scenes: tuple[str, ...],
+        *,
+        norms: NDArray[np.float32] | None = None,
     ) -> None:
         self._collector = Collector(bins)
         self._table, self._scenes = table, scenes
-        self._norms = vector_norms(table)
+        self._norms = vector_norms(table) if norms is None else norms
         self._texts = {kind: np.zeros(len(table), np.int64) for kind in (HISTORY, CANDIDATES)}
         self._first = self._last = 0
         self._num_rows = self._num_contexts = 0
@@ -119,9 +122,10 @@ def training_reference(
         table: The vectors that they were read with.
         scenes: S names, in the order of the arrays.
     """
+    norms = vector_norms(table)
     sample = feature_values(
         data,
-        vector_norms(table),
+        norms,
         scenes,
         slice(None, None, -(-data.num_contexts // _SAMPLE_ROWS)),
         slice(None, None, -(-len(data) // _SAMPLE_ROWS)),
@@ -135,7 +139,7 @@ def training_reference(
         }
         for group, columns in sample.items()
     }
-    counter = RowCounter(bins, table, scenes)
+    counter = RowCounter(bins, table, scenes, norms=norms)
     counter.add(data)
     return counter.reference()
 

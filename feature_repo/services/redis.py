@@ -117,7 +117,7 @@ class RedisServer:
         return b"+PONG" in said
 
     def _last_line(self, done: subprocess.CompletedProcess[str]) -> str:
-        """Why a start failed: the log's last line, else what the program said."""
+        """Why a start failed: what the program said last, else the log's last line."""
         log = self.folder / "log"
         lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
         said = [*lines, *done.stdout.splitlines(), *done.stderr.splitlines()]

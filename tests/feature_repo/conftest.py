@@ -1,10 +1,13 @@
 """A small data set of CSV files with column names of its own, three scenes, logged impressions."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from feature_repo.dataset import LoadedDataSet, load_dataset
+from feature_repo.home import Home
+from feature_repo.profiles import PROFILES
 
 TOML = """
 name = "kitchen"
@@ -76,3 +79,20 @@ def kitchen(kitchen_folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedData
     """The data set, loaded."""
     monkeypatch.delenv("LONGTRAIL_DATA_DIR", raising=False)
     return load_dataset(kitchen_folder / "kitchen.toml")
+
+
+@pytest.fixture(params=PROFILES)
+def profile(request: pytest.FixtureRequest) -> str:
+    """Every profile in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Home]:
+    """The kitchen in the stores of every profile."""
+    from tests.feature_repo.live_homes import live_kitchen  # which needs this module
+
+    with live_kitchen(tmp_path_factory.mktemp("kitchen"), request) as home:
+        yield home

@@ -23,8 +23,6 @@ from feature_repo.services.postgres import DATABASE
 from tests.feature_repo.conftest import write_files
 from tests.feature_repo.test_reader import build
 
-PROFILES = ("embedded", "production")
-
 
 @contextmanager
 def live_kitchen(folder: Path, request: pytest.FixtureRequest) -> Iterator[Home]:

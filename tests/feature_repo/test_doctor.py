@@ -25,24 +25,10 @@ from feature_repo.live_store import LiveStore
 from feature_repo.materialize import apply, materialize
 from feature_repo.profiles import open_store
 from longtrail import main
-from tests.feature_repo.live_homes import PROFILES, live_kitchen
 from tests.feature_repo.online_stores import ENTITIES, make_store, make_view, redis_config
 from tests.servers import RedisCluster
 
 NAMES = {check.name for check in CHECKS}
-
-
-@pytest.fixture(params=PROFILES)
-def profile(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def home(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Home]:
-    with live_kitchen(tmp_path_factory.mktemp("kitchen"), request) as home:
-        yield home
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Parity on both profiles with real servers: what it counts, what it finds, what it writes."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -20,22 +19,9 @@ from feature_repo.parity import ViewParity, _sample, check_parity
 from feature_repo.parity_series import METRICS_FILE, parity_runs
 from feature_repo.reader import FeatureReader
 from longtrail import main
-from tests.feature_repo.live_homes import PROFILES, live_kitchen, newest_row
+from tests.feature_repo.live_homes import newest_row
 
 VIEWS = {"behavior_embeddings_abc", "item_neighbors", "items", "user_sequences", "user_stats"}
-
-
-@pytest.fixture(params=PROFILES)
-def profile(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def home(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Home]:
-    with live_kitchen(tmp_path_factory.mktemp("kitchen"), request) as home:
-        yield home
 
 
 def metrics(home: Home) -> dict[tuple[str, str, str], float]:

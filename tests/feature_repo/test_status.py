@@ -1,7 +1,6 @@
 """What `longtrail status` shows on both profiles, with real servers."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
@@ -15,22 +14,8 @@ from feature_repo.materialize import materialize
 from feature_repo.parity import check_parity
 from feature_repo.status import look
 from longtrail import main
-from tests.feature_repo.live_homes import PROFILES, live_kitchen
 
 BEGAN = datetime.now(UTC) - timedelta(minutes=10)
-
-
-@pytest.fixture(params=PROFILES)
-def profile(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def home(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Home]:
-    with live_kitchen(tmp_path_factory.mktemp("kitchen"), request) as home:
-        yield home
 
 
 def test_counts_freshness_and_versions_are_those_of_the_files(home: Home, profile: str) -> None:
