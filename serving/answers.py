@@ -1,9 +1,63 @@
 """What serving answers: a ranking, and what is known of a user."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_repo.features import UserFeatures
 
 from serving.history import Behavior
+from serving.items import ItemSnapshot
+
+UserPath = Literal["cached", "live", "whole"]
+"""Where the user's deep outputs came from: the feature, the deep half just now, or neither: the
+whole program ran, because the model has no parts."""
+
+
+@dataclass(frozen=True)
+class AddedBehavior:
+    """A behaviour that the user did not have.
+
+    Args:
+        scene: One of the model's.
+        text: As in the data; the item's title where None.
+        item_id: What it is about, if anything.
+    """
+
+    scene: str
+    text: str | None = None
+    item_id: str | None = None
+
+
+@dataclass(frozen=True)
+class HistoryChanges:
+    """A history that might have been: for "what if" questions, nothing is stored.
+
+    Args:
+        removed: Places in :attr:`Ranking.history` (newest first, 0 = newest) that are left out.
+        added: Behaviours of just now, oldest first.
+    """
+
+    removed: tuple[int, ...] = ()
+    added: tuple[AddedBehavior, ...] = ()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a ranking was computed from, for the log of served features; never sent.
+
+    Args:
+        users: The one user, as read.
+        items: The items that were scored, and the moment they were read for.
+        logits: float32 [T], in the order of ``items``; calibrated.
+    """
+
+    users: UserFeatures
+    items: ItemSnapshot
+    logits: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,6 +85,12 @@ class Ranking:
         unknown_items: Candidates that the store does not know, in the order asked; not ranked.
         num_scored: Items that the model scored.
         notes: Sentences on what is unusual about this answer.
+        path: Where the user's deep outputs came from.
+        degraded: Why this answer is worse than it could be, one sentence each; empty as a rule.
+        seconds: Stage ("read", "features", "model", "explain") -> time that it took.
+        feature_age_s: Seconds since the user's newest behaviour; None without one.
+        missing_rate: Share of the user's dense features that were missing; None without any.
+        served: What it was computed from.
     """
 
     user_id: str
@@ -42,6 +102,64 @@ class Ranking:
     unknown_items: tuple[str, ...]
     num_scored: int
     notes: tuple[str, ...]
+    path: UserPath = "whole"
+    degraded: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    feature_age_s: float | None = None
+    missing_rate: float | None = None
+    served: Served | None = None
+
+
+@dataclass(frozen=True)
+class SimilarItem:
+    """An item whose vector lies near another's."""
+
+    item_id: str
+    text: str
+    similarity: float
+    """Cosine, in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What behaviours of one text and scene add to a score.
+
+    Args:
+        behavior: The newest of them.
+        count: How many there are.
+        logits: Of the score; above 0 where they speak for the item.
+    """
+
+    behavior: Behavior
+    count: int
+    logits: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an item has its score for a user: by leaving behaviours out.
+
+    Args:
+        user_id: As asked.
+        item_id: As asked.
+        text: The item's title.
+        model: Name of the run.
+        at: The moment the user was read for, UTC.
+        score: Probability of a click.
+        score_without_history: The same for an empty history.
+        contributions: The strongest first.
+        reason: Evidence in words, as in a ranking.
+    """
+
+    user_id: str
+    item_id: str
+    text: str
+    model: str
+    at: datetime
+    score: float
+    score_without_history: float
+    contributions: tuple[Contribution, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
