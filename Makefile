@@ -8,7 +8,7 @@ export LONGTRAIL_PROFILE := $(or $(PROFILE),$(LONGTRAIL_PROFILE),embedded)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help setup demo test bench-quality bench-efficiency check format clean
+.PHONY: help setup demo test bench-quality bench-efficiency bench-serving check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ bench-quality: $(READY) ## The README's table of models; some hours on two cores
 
 bench-efficiency: $(READY) ## BAHE against the language model over the full text: time and memory
 	$(BIN)/python -m benchmarks.bench_bahe_vs_full_text
+
+bench-serving: $(READY) ## The service under load, of the built-in shop or HOME_FOLDER=DIR; half an hour
+	$(BIN)/python -m benchmarks.bench_serving $(if $(HOME_FOLDER),--home $(HOME_FOLDER))
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from feature_repo.services import cli as service_commands
 from feature_repo.services import local
 from feature_repo.shop import ShopConfig, best_auc, generate_shop
 from serving import cli as serving_commands
+from serving import cli_served as served_commands
 from training import cli as training_commands
 
 BASELINES = ("popularity", "repeat_count", "mean_pooling", "din_text", "trees")
@@ -83,6 +84,7 @@ def demo(settings: Settings, dataset: Path | None, recipe: str, top: int) -> Non
     Example: longtrail demo --dataset feature_repo/datasets/online_retail.toml
     """
     from feature_repo.ingest import ingest
+    from feature_repo.live_events import live_source
 
     began = time.perf_counter()
     home = settings.home
@@ -94,7 +96,8 @@ def demo(settings: Settings, dataset: Path | None, recipe: str, top: int) -> Non
     else:
         loaded = load_dataset(dataset)
     with progress_bar("ingest", "steps") as progress:
-        summary = ingest(home, loaded, progress=progress)
+        live = live_source(home, settings.profile, loaded.content.name)
+        summary = ingest(home, loaded, live=live, progress=progress)
     for note in summary.notes:
         say(f"Note: {note}.")
     result = _demo_model(settings, recipe, top)
@@ -217,6 +220,7 @@ for group in (
     encoder_commands,
     training_commands,
     serving_commands,
+    served_commands,
 ):
     for command in group.commands:
         main.add_command(command)

@@ -1,4 +1,4 @@
-"""What each past behaviour adds to the logit of one item for one user.
+"""What each past behaviour adds to the logits of items for one user.
 
 Method: occlusion, also called leaving one out. A behaviour's contribution is
 
@@ -17,8 +17,8 @@ Differences near rounding (1e-5) mean nothing.
 The whole kept history is looked at, beyond what the program reads of it: a behaviour too old for
 the program still speaks through the evidence, which is counted anew without it.
 
-Shapes: S = scenes, N = behaviours kept per scene, G = behaviours or groups looked at, B = contexts
-of one call; the others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`.
+Shapes: S = scenes, N = behaviours kept per scene, G = behaviours or groups looked at, T = items,
+B = contexts of one call; the others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,35 +36,37 @@ from encoders.table import EmbeddingTable
 DEFAULT_MAX_BEHAVIORS = 50
 CHUNK_CONTEXTS = 64
 """B, the most histories in one call of the program: bounds the memory."""
+CHUNK_CANDIDATES = 512
+"""B x T, likewise; of more than so many items every call has one history."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Contributions to one item's logit, newest behaviour first.
+    """Contributions to the logits of T items, newest behaviour first.
 
     Args:
-        logit: With the whole history.
-        logit_without_history: With every behaviour of every scene left out.
+        logits: float32 [T]; with the whole history.
+        logits_without_history: float32 [T]; with every behaviour of every scene left out.
         scene_index: int64 [G]; in the order of the program's scenes.
         position: int64 [G]; place in ``history_rows[0, scene]``, of a group's newest behaviour.
         count: int64 [G]; behaviours that were left out together.
-        contribution: float32 [G]; logits.
+        contributions: float32 [G, T]; logits.
     """
 
-    logit: float
-    logit_without_history: float
+    logits: NDArray[np.float32]
+    logits_without_history: NDArray[np.float32]
     scene_index: NDArray[np.int64]
     position: NDArray[np.int64]
     count: NDArray[np.int64]
-    contribution: NDArray[np.float32]
+    contributions: NDArray[np.float32]
 
     def __len__(self) -> int:
         """G."""
-        return len(self.contribution)
+        return len(self.contributions)
 
-    def strongest(self, number: int) -> NDArray[np.int64]:
-        """Indices of the largest contributions by size, at most ``number``, largest first."""
-        order = np.argsort(-np.abs(self.contribution), kind="stable")
+    def strongest(self, number: int, item: int = 0) -> NDArray[np.int64]:
+        """The largest contributions to an item by size, at most ``number``, largest first."""
+        order = np.argsort(-np.abs(self.contributions[:, item]), kind="stable")
         return order[:number].astype(np.int64)
 
 
@@ -72,23 +74,23 @@ def attribute(
     score: Callable[..., Tensor],
     table: EmbeddingTable,
     user: UserInputs,
-    item: ItemInputs,
+    items: ItemInputs,
     context: NDArray[np.float32],
     *,
     sequence_length: int,
     max_behaviors: int = DEFAULT_MAX_BEHAVIORS,
     group_by_text: bool = True,
 ) -> Attribution:
-    """Leave behaviours out, one by one or text by text, and see what the logit does.
+    """Leave behaviours out, one by one or text by text, and see what the logits do.
 
-    Cost: ``ceil((G + 2) / 64)`` calls of the program with up to 64 contexts of one candidate each,
-    and the evidence of one candidate ``G + 2`` times.
+    Cost: the program on ``G + 2`` contexts of T candidates each, some of them in one call (see
+    :data:`CHUNK_CANDIDATES`), and the evidence of T candidates ``G + 2`` times.
 
     Args:
-        score: The program: takes its inputs in order, gives logits [B, 1].
+        score: The program: takes its inputs in order, gives logits [B, T].
         table: Vectors of the texts.
         user: Inputs of exactly one user, the whole kept history.
-        item: Inputs of exactly one item, with its neighbours.
+        items: Inputs of T items, with their neighbours.
         context: float32 [Fx]; NaN = missing.
         sequence_length: M, the newest behaviours per scene that the program reads.
         max_behaviors: Look at the newest ones only, at least 1; of groups, at those whose newest
@@ -97,13 +99,10 @@ def attribute(
             table, the same item) in the same scene.
 
     Raises:
-        ValueError: If there is not exactly one user and one item, or ``max_behaviors`` is below 1.
+        ValueError: If there is not exactly one user, or ``max_behaviors`` is below 1.
     """
-    if len(user.history_rows) != 1 or len(item.candidate_rows) != 1:
-        raise ValueError(
-            "attribution is for one user and one item, got "
-            f"{len(user.history_rows)} and {len(item.candidate_rows)}"
-        )
+    if len(user.history_rows) != 1:
+        raise ValueError(f"attribution is for one user, got {len(user.history_rows)}")
     if max_behaviors < 1:
         raise ValueError(f"max_behaviors must be at least 1, got {max_behaviors}")
     groups, first = _groups(user, max_behaviors, group_by_text=group_by_text)
@@ -112,17 +111,17 @@ def attribute(
     without = np.concatenate([groups, np.zeros_like(there)[None], there[None]])
     logits = np.concatenate(
         [
-            _logits(score, table, variants.last(sequence_length), item, context, evidence)
-            for variants, evidence in _variants(table, user, item, without)
+            _logits(score, table, variants.last(sequence_length), items, context, evidence)
+            for variants, evidence in _variants(table, user, items, without)
         ]
     )
     return Attribution(
-        logit=float(logits[-2]),
-        logit_without_history=float(logits[-1]),
+        logits=logits[-2],
+        logits_without_history=logits[-1],
         scene_index=first[:, 0],
         position=first[:, 1],
         count=groups.sum(axis=(1, 2), dtype=np.int64),
-        contribution=logits[-2] - logits[:-2],
+        contributions=logits[-2] - logits[:-2],
     )
 
 
@@ -156,11 +155,13 @@ def _groups(
 
 
 def _variants(
-    table: EmbeddingTable, user: UserInputs, item: ItemInputs, without: NDArray[np.bool_]
+    table: EmbeddingTable, user: UserInputs, items: ItemInputs, without: NDArray[np.bool_]
 ) -> Iterator[tuple[UserInputs, NDArray[np.float32]]]:
-    """The user without what is marked in bool [G, S, N], and the evidence [B, 1, E] of that."""
-    for start in range(0, len(without), CHUNK_CONTEXTS):
-        chunk = without[start : start + CHUNK_CONTEXTS]
+    """The user without what is marked in bool [G, S, N], and the evidence [B, T, E] of that."""
+    num_items = len(items.candidate_rows)
+    num_contexts = min(CHUNK_CONTEXTS, max(1, CHUNK_CANDIDATES // max(1, num_items)))
+    for start in range(0, len(without), num_contexts):
+        chunk = without[start : start + num_contexts]
         totals = np.maximum(user.history_totals - chunk.sum(axis=-1), 0).astype(np.float32)
         variants = UserInputs(
             history_rows=np.where(chunk, 0, user.history_rows),
@@ -169,7 +170,7 @@ def _variants(
             history_totals=totals,
             user_dense=np.repeat(user.user_dense, len(chunk), axis=0),
         )
-        evidence = [candidate_evidence(variants, row, item, table) for row in range(len(chunk))]
+        evidence = [candidate_evidence(variants, row, items, table) for row in range(len(chunk))]
         yield variants, np.stack(evidence)
 
 
@@ -177,12 +178,13 @@ def _logits(
     score: Callable[..., Tensor],
     table: EmbeddingTable,
     users: UserInputs,
-    item: ItemInputs,
+    items: ItemInputs,
     context: NDArray[np.float32],
     evidence: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Logits [B] of one item for B contexts."""
+    """Logits [B, T] of T items for B contexts."""
     num = len(evidence)
+    columns = np.repeat(context[None], len(items.candidate_rows), axis=0)
     inputs = (
         table.vectors,
         users.history_rows,
@@ -193,15 +195,15 @@ def _logits(
         *(
             np.repeat(values[None], num, axis=0)
             for values in (
-                item.candidate_rows,
-                item.candidate_item_keys,
-                item.candidate_dense,
-                item.candidate_categories,
-                context[None],
+                items.candidate_rows,
+                items.candidate_item_keys,
+                items.candidate_dense,
+                items.candidate_categories,
+                columns,
             )
         ),
         evidence,
     )
     with torch.inference_mode():
         logits = score(*(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs))
-    return logits[:, 0].numpy()
+    return logits.numpy()

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.pretrained import quiet_transformers
-from encoders.table import PART_FILES, EmbeddingTable, stored_ids, stored_times
+from encoders.table import EmbeddingTable
+from encoders.table_files import PART_FILES, drop_live, stored_ids, stored_times
 from encoders.text_encoder import TextEncoder, check_finite
 from feature_repo.errors import MissingStepError
 from feature_repo.home import Home, complete_file
@@ -91,6 +92,7 @@ def encode_behaviors(
             manifest.save(folder / ENCODER_FILE)
         if not home.encoder.exists() or load_encoder(home) != manifest:
             manifest.save(home.encoder)
+        drop_live(folder)
         if behaviors.num_rows:
             EmbeddingTable.open(home)  # built now, so that no reader has to
     return EncodeSummary(
@@ -154,15 +156,25 @@ def _next_number(folder: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _write_part(
-    path: Path, behaviors: pa.Table, vectors: NDArray[np.float32], fingerprint: str
-) -> None:
+def embedding_rows(
+    ids: pa.Array | pa.ChunkedArray,
+    vectors: NDArray[np.float32],
+    fingerprint: str,
+    first_seen: pa.Array | pa.ChunkedArray,
+) -> pa.Table:
+    """Rows of an encoder's view (:data:`SCHEMA`).
+
+    Args:
+        ids: n behaviour ids.
+        vectors: float32 [n, D].
+        fingerprint: Of the encoder.
+        first_seen: n times of the texts' first appearance.
+    """
     num_texts, width = vectors.shape
     offsets = pa.array(np.arange(num_texts + 1, dtype=np.int32) * width)
-    first_seen = behaviors["first_seen"].cast(TIME)
-    table = pa.table(
+    return pa.table(
         [
-            behaviors["behavior_id"],
+            ids,
             pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel())),
             pa.repeat(fingerprint, num_texts),
             first_seen,
@@ -170,6 +182,13 @@ def _write_part(
         ],
         schema=SCHEMA,
     )
+
+
+def _write_part(
+    path: Path, behaviors: pa.Table, vectors: NDArray[np.float32], fingerprint: str
+) -> None:
+    first_seen = behaviors["first_seen"].cast(TIME)
+    table = embedding_rows(behaviors["behavior_id"], vectors, fingerprint, first_seen)
     with complete_file(path) as part:
         # Vectors do not compress: a dictionary of floats would only cost time.
         pq.write_table(table, part, compression="zstd", use_dictionary=["encoder_fingerprint"])

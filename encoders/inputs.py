@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.table import EmbeddingTable
+from feature_repo.behavior import hash63_bytes
 from feature_repo.features import ItemFeatures, UserFeatures
 
 
@@ -79,6 +80,33 @@ def user_inputs(users: UserFeatures, table: EmbeddingTable, *, scenes: Sequence[
         history_totals=np.stack([s.total for s in sequences], axis=1).astype(np.float32),
         user_dense=users.dense,
     )
+
+
+def history_keys(
+    users: UserFeatures, inputs: UserInputs, scenes: Sequence[str], length: int
+) -> NDArray[np.int64]:
+    """What the newest ``length`` behaviours of each scene are, as one number per user.
+
+    Deep outputs of equal histories are equal as long as ages are. A behaviour whose vector is not
+    in the table is none, so the key changes when the vector comes.
+
+    Args:
+        users: Features of R users.
+        inputs: Of the same users, all kept behaviours.
+        scenes: The scenes of ``inputs``, in their order.
+        length: Behaviours per scene, at least 1.
+
+    Returns:
+        int64 [R], never 0.
+    """
+    sequences = [users.sequences[scene] for scene in scenes]
+    columns = np.stack(
+        [np.stack([s.behavior_ids[:, -length:], s.timestamps[:, -length:]], 1) for s in sequences],
+        axis=1,
+    )  # (R, S, 2, L)
+    there = (inputs.history_rows[:, :, None, -length:] != 0).astype(np.int64)
+    rows = np.ascontiguousarray(columns * there)
+    return np.array([hash63_bytes(row.tobytes()) for row in rows], dtype=np.int64)
 
 
 def item_inputs(

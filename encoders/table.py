@@ -2,35 +2,48 @@
 
 It is made from the part files that encode writes, and lies beside them in ``table/``::
 
-    ids.npy      int64 [V - 1], ascending
-    vectors.npy  float32 [V, D]; row 0 is all zero ("no text"), row i + 1 belongs to ids[i]
+    ids.npy      int64 [V - L - 1], ascending
+    vectors.npy  float32 [.., D]; row 0 is all zero ("no text"), row i + 1 belongs to ids[i]; behind
+                 them the L live rows, then spare ones, which take no room on the disk
+    live.ids     int64 [L]; ids of the live rows, in their order
     table.json   which part files it was made from
+
+Live rows are vectors of texts that live events brought (:mod:`encoders.live_texts`); they also lie
+in ``live.parquet`` beside the part files, until encode finds the texts in the table of behaviours.
+They are only ever appended: first the vectors, then the ids, whose number tells readers in other
+processes to look again (:meth:`EmbeddingTable.refreshed`). Rows never move while a table is open:
+one that is made anew is another file.
 
 Tables of several encoders lie side by side; ``encoder.json`` in a table's folder says whose it is.
 
-Shapes: V = rows of the table, D = width.
+Shapes: V = rows of the table, L of them live, D = width.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from encoders.table_files import (
+    NO_IDS,
+    PART_FILES,
+    Stamp,
+    add_rows,
+    build,
+    is_fresh,
+    live_rows,
+    only_change,
+    read_live_ids,
+    stamp,
+)
 from feature_repo.errors import EncoderError, MissingStepError
-from feature_repo.home import Home, complete_folder, write_json
+from feature_repo.home import Home, complete_file
 from feature_repo.manifest import EncoderManifest, load_encoder
+from feature_repo.offline_files import LIVE_PART
 from feature_repo.version_names import ENCODER_FILE
-
-PART_FILES = "part-*.parquet"
-_LOCK_TIMEOUT_S = 600.0
-"""Building takes seconds per million vectors; whoever waits longer waits for a hanging process."""
 
 
 def table_encoder(home: Home, fingerprint: str | None = None) -> EncoderManifest:
@@ -69,25 +82,37 @@ class EmbeddingTable:
     """Vectors of one encoder's behaviours; :meth:`open` finds and, where stale, builds them.
 
     Args:
-        ids: int64 [V - 1], ascending, unique.
+        ids: int64 [V - L - 1], ascending, unique.
         vectors: float32 [V, D].
         fingerprint: Of the encoder.
+        live_ids: int64 [L], unique, none of ``ids``.
 
     Raises:
         EncoderError: If the arrays do not fit each other.
     """
 
     def __init__(
-        self, ids: NDArray[np.int64], vectors: NDArray[np.float32], fingerprint: str
+        self,
+        ids: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        fingerprint: str,
+        live_ids: NDArray[np.int64] = NO_IDS,
     ) -> None:
-        if vectors.ndim != 2 or len(vectors) != len(ids) + 1:
+        num_ids = len(ids) + len(live_ids)
+        if vectors.ndim != 2 or len(vectors) != num_ids + 1:
             raise EncoderError(
-                f"an embedding table with {len(ids)} ids must have {len(ids) + 1} vectors, got "
+                f"an embedding table with {num_ids} ids must have {num_ids + 1} vectors, got "
                 f"an array of shape {vectors.shape}"
             )
         self._ids = ids
+        self._live_order = np.argsort(live_ids)
+        self._live_ids = live_ids[self._live_order]
         self.vectors = vectors
         self.fingerprint = fingerprint
+        self._folder: Path | None = None
+        self._stamp: Stamp | None = None
+        self.edition: Stamp | None = None
+        """Changes when the table is made anew, and with it the rows' numbers."""
 
     @classmethod
     def open(cls, home: Home, *, fingerprint: str | None = None) -> Self:
@@ -108,12 +133,11 @@ class EmbeddingTable:
             raise MissingStepError(f"{folder} holds no vectors: run `longtrail encode` first")
         table = cls._read(folder, manifest.fingerprint)
         if table is None:
-            with FileLock(folder / ".table.lock", timeout=_LOCK_TIMEOUT_S):
-                table = cls._read(
-                    folder, manifest.fingerprint
-                )  # another process may have built it meanwhile
+            with only_change(folder):
+                # Another process may have built it meanwhile.
+                table = cls._read(folder, manifest.fingerprint)
                 if table is None:
-                    _build(folder, manifest.fingerprint, manifest.width)
+                    build(folder, manifest.fingerprint, manifest.width)
                     table = cls._read(folder, manifest.fingerprint)
         if table is None:
             raise EncoderError(
@@ -124,18 +148,39 @@ class EmbeddingTable:
     @classmethod
     def _read(cls, folder: Path, fingerprint: str) -> Self | None:
         """Map the table, or None if it is not there or not made from the present part files."""
-        table = folder / "table"
-        source = _source(folder, fingerprint)
+        return cls._map(folder, fingerprint) if is_fresh(folder, fingerprint) else None
+
+    @classmethod
+    def _map(cls, folder: Path, fingerprint: str) -> Self | None:
+        """Map the table as it is; None if it is not there, as while it is being replaced."""
+        path = folder / "table"
+        before, edition = stamp(folder), stamp(folder, "ids.npy")
         try:
-            if json.loads((table / "table.json").read_text(encoding="utf-8")) != source:
-                return None
             # Copy-on-write instead of read-only: torch.from_numpy wants arrays that are writable.
-            # The file itself never changes.
-            vectors = np.load(table / "vectors.npy", mmap_mode="c")
-            ids = np.load(table / "ids.npy", mmap_mode="c")
+            # Rows that were announced never change in the file.
+            vectors = np.load(path / "vectors.npy", mmap_mode="c")
+            ids = np.load(path / "ids.npy", mmap_mode="c")
+            live_ids = read_live_ids(path)
         except FileNotFoundError:
             return None
-        return cls(ids, vectors, fingerprint) if len(vectors) == len(ids) + 1 else None
+        num_rows = len(ids) + len(live_ids) + 1
+        if len(vectors) < num_rows or stamp(folder) != before:  # replaced meanwhile
+            return None
+        table = cls(ids, vectors[:num_rows], fingerprint, live_ids)
+        table._folder, table._stamp, table.edition = folder, before, edition
+        return table
+
+    def refreshed(self) -> Self:
+        """The table with the live rows that other processes have added: this one where none are.
+
+        Cheap enough for every request: one ``stat``, 2 microseconds, where nothing is new, else
+        the files are mapped again, 0.3 ms. Whoever keeps row numbers looks them up again when
+        :attr:`edition` is another one; until then rows are only added.
+        """
+        if self._folder is None or stamp(self._folder) == self._stamp:
+            return self
+        # While the folder is being replaced, the mapped files are as good as before.
+        return self._map(self._folder, self.fingerprint) or self
 
     def __len__(self) -> int:
         """V, the all-zero row included."""
@@ -148,8 +193,12 @@ class EmbeddingTable:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """int64 [V - 1], ascending; ``ids[i]`` is at row ``i + 1``."""
-        return self._ids
+        """int64 [V - 1]; ``ids[i]`` is at row ``i + 1``. Ascending, but for the L live ones."""
+        if not len(self._live_ids):
+            return self._ids
+        live_ids = np.empty_like(self._live_ids)
+        live_ids[self._live_order] = self._live_ids
+        return np.concatenate([self._ids, live_ids])
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the rows of behaviours; O(log V) each.
@@ -166,11 +215,13 @@ class EmbeddingTable:
         ids = np.asarray(ids)
         if ids.dtype != np.int64:
             raise ValueError(f"behaviour ids must be int64, got {ids.dtype}")
-        if not len(self._ids):
-            return np.zeros(ids.shape, dtype=np.int64)
-        places = np.searchsorted(self._ids, ids)
-        found = self._ids[np.minimum(places, len(self._ids) - 1)] == ids
-        return np.where(found, places + 1, 0)
+        rows, found = _find(self._ids, ids)
+        rows = np.where(found, rows + 1, 0)
+        if len(self._live_ids):
+            places, found = _find(self._live_ids, ids)
+            live = self._live_order[np.minimum(places, len(self._live_ids) - 1)]
+            rows = np.where(found, live + len(self._ids) + 1, rows)
+        return rows
 
     def directions(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of rows [R] at unit length, float32 [R, D]; zero for row 0."""
@@ -181,65 +232,48 @@ class EmbeddingTable:
         return vectors
 
 
-def stored_ids(folder: Path) -> NDArray[np.int64]:
-    """Read the ids of all part files of one encoder: int64 [number of rows]."""
-    return _stored(folder, "behavior_id")
+def _find(
+    sorted_ids: NDArray[np.int64], ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places of ids of any shape in an ascending array, and whether they are there."""
+    if not len(sorted_ids):
+        return np.zeros(ids.shape, dtype=np.int64), np.zeros(ids.shape, dtype=bool)
+    places = np.searchsorted(sorted_ids, ids)
+    return places, sorted_ids[np.minimum(places, len(sorted_ids) - 1)] == ids
 
 
-def stored_times(folder: Path) -> NDArray[np.int64]:
-    """Read from when on each row of all part files can be read: epoch microseconds [rows]."""
-    return _stored(folder, "event_timestamp")
+def append_live(home: Home, fingerprint: str, rows: pa.Table) -> pa.Table:
+    """Add live rows to ``live.parquet`` and the table, durably; one process at a time.
+
+    Args:
+        home: The home folder.
+        fingerprint: Of the encoder.
+        rows: behavior_id, embedding, encoder_fingerprint and both times, as encode writes them;
+            those that the table has already are passed over.
+
+    Returns:
+        All live rows.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+        EncoderError: If there are no vectors of this encoder.
+    """
+    folder = home.embeddings / fingerprint
+    table = EmbeddingTable.open(home, fingerprint=fingerprint)
+    with only_change(folder):
+        table = table.refreshed()
+        new = _without(rows, table)
+        live = live_rows(folder, rows.schema)
+        if new.num_rows:
+            known = np.isin(live["behavior_id"].to_numpy(), new["behavior_id"].to_numpy())
+            live = pa.concat_tables([live.filter(pa.array(~known)), new])
+            with complete_file(folder / LIVE_PART) as part:
+                pq.write_table(live, part, compression="zstd")
+        # With what a writer that was killed between the two left.
+        add_rows(folder, fingerprint, _without(live, table), len(table))
+    return live
 
 
-def _stored(folder: Path, column: str) -> NDArray[np.int64]:
-    return np.concatenate(
-        [np.empty(0, dtype=np.int64)]
-        + [
-            pq.read_table(path, columns=[column])[column].cast(pa.int64()).to_numpy()
-            for path in sorted(folder.glob(PART_FILES))
-        ]
-    )
-
-
-def _source(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """Describe what a table of the present part files is made from."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob(PART_FILES))]
-    parts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return {"fingerprint": fingerprint, "parts": parts}
-
-
-def _build(folder: Path, fingerprint: str, width: int) -> None:
-    """Write the table from the part files; memory holds the ids and one part's vectors."""
-    source = _source(folder, fingerprint)
-    ids = np.unique(np.concatenate([np.empty(0, dtype=np.int64), stored_ids(folder)]))
-    with complete_folder(folder / "table") as part:
-        np.save(part / "ids.npy", ids)
-        vectors = open_memmap(
-            part / "vectors.npy", mode="w+", dtype=np.float32, shape=(len(ids) + 1, width)
-        )  # a new file reads as zeros, so row 0 is ready
-        for name, _, _ in source["parts"]:
-            part_ids, part_vectors = _read_part(folder / name, fingerprint, width)
-            vectors[np.searchsorted(ids, part_ids) + 1] = part_vectors
-        vectors.flush()
-        write_json(part / "table.json", source)
-
-
-def _read_part(
-    path: Path, fingerprint: str, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Read one part file; refuse it if it is another encoder's."""
-    table = pq.read_table(path, columns=["behavior_id", "embedding", "encoder_fingerprint"])
-    encoders = pc.unique(table["encoder_fingerprint"]).to_pylist()
-    if encoders != [fingerprint]:
-        raise EncoderError(
-            f"{path} holds vectors of encoder {', '.join(map(str, encoders))}, expected "
-            f"{fingerprint}: vectors of two encoders are never mixed; move the file away"
-        )
-    lists: pa.ListArray = table["embedding"].combine_chunks()
-    if not pc.all(pc.equal(pc.list_value_length(lists), width)).as_py():
-        raise EncoderError(
-            f"{path} holds vectors that are not {width} long: move the file away and run "
-            "`longtrail encode` again"
-        )
-    values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return table["behavior_id"].to_numpy(), values
+def _without(rows: pa.Table, table: EmbeddingTable) -> pa.Table:
+    """The rows that a table does not have."""
+    return rows.filter(pa.array(table.rows(rows["behavior_id"].to_numpy()) == 0))

@@ -5,6 +5,9 @@
     manifest.json       this document
     weights.safetensors the trained weights
     score.pt2           the exported program: program inputs -> logits
+    users.pt2           its parts, where the model has deep outputs (:class:`ProgramParts`)
+    items.pt2
+    head.pt2
     reference.json      how the training rows were distributed (:mod:`feature_repo.drift`)
 
 The program's inputs, in order, are those of :data:`PROGRAM_INPUTS`; ``encoders.inputs`` builds them
@@ -23,6 +26,9 @@ from feature_repo.manifest import Document, load_encoder
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 PROGRAM_FILE = "score.pt2"
+USER_FILE = "users.pt2"
+ITEM_FILE = "items.pt2"
+HEAD_FILE = "head.pt2"
 REFERENCE_FILE = "reference.json"
 
 PROGRAM_INPUTS = (
@@ -75,6 +81,23 @@ class Calibration(Document):
     """Method -> mean logloss on validation users that the map was not fitted on."""
 
 
+class ProgramParts(Document):
+    """The program in three, for a model whose users and items meet in its head alone.
+
+    ``users.pt2``: table, history_rows, history_ages -> deep outputs [B, S, Q].
+    ``items.pt2``: table, candidate_rows [R] -> deep outputs [R, Q].
+    ``head.pt2``: both, [B, S, Q] and [B, C, Q], and all of the program's inputs -> logits [B, C].
+    """
+
+    output_width: int
+    """Q."""
+    deep_length: int
+    """Behaviours per scene that a user's deep outputs depend on, the newest ones."""
+    age_edges_s: tuple[float, ...]
+    """Ages in seconds at which a behaviour's part in them changes, ascending; between two of them
+    it does not. Empty where ages have no part."""
+
+
 class ArtifactManifest(Document):
     """A trained model."""
 
@@ -105,6 +128,8 @@ class ArtifactManifest(Document):
     train_end: AwareDatetime
     metrics: dict[str, dict[str, Any]]
     """Split -> metric -> value."""
+    parts: ProgramParts | None = None
+    """None where the program cannot be split."""
     calibration: Calibration | None = None
     """What the program does to the weights' logits; fitted on the validation split."""
 

@@ -24,7 +24,12 @@ def normalize(text: str, *, lowercase: bool) -> str:
 
 def hash63(value: str) -> int:
     """Hash of ``value`` in ``[1, 2**63)``: xxh3, 64 bits, the top bit dropped, 0 mapped to 1."""
-    return (xxhash.xxh3_64_intdigest(value.encode("utf-8")) & _MASK) or 1
+    return hash63_bytes(value.encode("utf-8"))
+
+
+def hash63_bytes(value: bytes) -> int:
+    """:func:`hash63` of bytes."""
+    return (xxhash.xxh3_64_intdigest(value) & _MASK) or 1
 
 
 def behavior_id(text: str) -> int:

@@ -19,7 +19,6 @@ from feature_repo.shop import ShopConfig, generate_shop
 
 if TYPE_CHECKING:
     from feature_repo.ingest import IngestSummary
-    from feature_repo.view_reader import Join
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -60,11 +59,13 @@ def ingest(settings: Settings, toml: Path, data_dir: Path | None, dry_run: bool)
     Example: longtrail ingest feature_repo/datasets/online_retail.toml --dry-run
     """
     from feature_repo.ingest import ingest as run_ingest
+    from feature_repo.live_events import live_source
 
     began = time.perf_counter()
     dataset = load_dataset(toml, data_dir=data_dir)
     with progress_bar("ingest", "steps") as progress:
-        summary = run_ingest(settings.home, dataset, dry_run=dry_run, progress=progress)
+        live = live_source(settings.home, settings.profile, dataset.content.name)
+        summary = run_ingest(settings.home, dataset, live=live, dry_run=dry_run, progress=progress)
     for note in summary.notes:
         say(f"Note: {note}.")
     loaded = {} if dry_run else publish(settings)
@@ -104,6 +105,7 @@ def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
     """Build the four views; the command's JSON line."""
     from feature_repo.item_neighbors import build_item_neighbors
     from feature_repo.item_stats import build_item_stats
+    from feature_repo.live_events import EventJournal
     from feature_repo.sequences import build_sequences
     from feature_repo.user_stats import build_user_stats
 
@@ -118,6 +120,10 @@ def build_features(settings: Settings, *, threads: int = 2) -> dict[str, Any]:
     for name, build in builds.items():
         with progress_bar(name, "events") as progress:
             result[name] = asdict(build(settings.home, manifest, progress, threads=threads))
+    if journal := EventJournal.find(settings.home, settings.profile, manifest.dataset):
+        from feature_repo.live_offline import write_live_rows
+
+        write_live_rows(settings.home, journal, built=manifest.live_sequence)
     return result
 
 
@@ -168,55 +174,6 @@ def materialize(settings: Settings, full: bool, workers: int) -> None:
 def row_bars(view: str) -> AbstractContextManager[Progress]:
     """A bar for the rows of a view."""
     return progress_bar(f"materialize {view}", "rows")
-
-
-@click.command()
-@click.option(
-    "--sample", type=click.IntRange(1), default=1000, show_default=True, help="Keys of each view."
-)
-@click.option(
-    "--join",
-    type=click.Choice(["feast", "fast"]),
-    default="feast",
-    show_default=True,
-    help="How rows are found offline: by Feast's own join, or as training finds them.",
-)
-@pass_settings
-def parity(settings: Settings, sample: int, join: "Join") -> None:
-    """Compare what training reads with what serving reads, value by value.
-
-    Exit code 1 and the first differences where there are any. Every run is a line in
-    HOME/parity.jsonl, and HOME/metrics/parity.prom is for Prometheus.
-
-    Example: longtrail parity --sample 5000 --join fast
-    """
-    from feature_repo.parity import check_parity
-
-    with progress_bar("parity", "keys") as progress:
-        report = check_parity(
-            settings.home, settings.profile, sample=sample, join=join, progress=progress
-        )
-    emit(
-        {
-            "profile": settings.profile,
-            "sample": sample,
-            "compared_values": report.compared_values,
-            "mismatches": report.mismatches,
-            "views": {name: asdict(view) for name, view in report.views.items()},
-            "seconds": round(report.seconds, 3),
-        }
-    )
-    for name, view in report.views.items():
-        if view.wrong:
-            first = view.differences[0]
-            say(
-                f"Error: {name}: {view.mismatches:,} of {view.values:,} values differ, "
-                f"{view.missing_online:,} rows are missing online and {view.missing_offline:,} "
-                f"offline; first {first['feature']} of {first['key']}: {first['offline']} offline, "
-                f"{first['online']} online; run `longtrail materialize --full`"
-            )
-    if report.mismatches:
-        raise SystemExit(1)
 
 
 @click.command()
@@ -274,7 +231,6 @@ commands: list[click.Command] = [
     sequences,
     apply,
     materialize,
-    parity,
     doctor,
     status,
 ]

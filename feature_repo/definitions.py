@@ -77,6 +77,22 @@ SHOP_MANIFEST = DataManifest(
 _EMBEDDING = FeatureField("embedding", "float32_list", "Unit-free vector of fixed width.")
 _FINGERPRINT = FeatureField("encoder_fingerprint", "string", "Encoder of the vector.")
 _MODEL_VERSION = FeatureField("model_version", "string", "Run that computed the vector.")
+_DEEP_OUTPUTS = {
+    "user": (
+        _EMBEDDING,
+        _MODEL_VERSION,
+        FeatureField("history_key", "int64", "Hash of the behaviours that the vector is of."),
+        FeatureField(
+            "computed_time", "int64", "Moment that the behaviours' ages refer to, epoch seconds."
+        ),
+    ),
+    "item": (
+        _EMBEDDING,
+        _MODEL_VERSION,
+        FeatureField("text_id", "int64", "Behaviour id of the title that the vector is of."),
+    ),
+}
+"""Entity -> the fields of its deep outputs; what they were computed from tells if they hold yet."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ def define(home: Home, offline_type: str = "duckdb") -> Definitions:
     deep_outputs = {
         (entity.name, run): _view(
             home, offline_type, f"{name}_{run_version(run)}" if run else name, entity,
-            (_EMBEDDING, _MODEL_VERSION),
+            _DEEP_OUTPUTS[entity.name],
             f"Deep output of one trained model for each {entity.name}; filled by export.",
             version=run, tags={"model_version": run or "none"},
         )

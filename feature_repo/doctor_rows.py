@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from feature_repo.live_store import LiveStore
 from feature_repo.offline import time_literal
-from feature_repo.offline_files import file_parts
+from feature_repo.offline_files import batch_parts, file_parts
 from feature_repo.postgres_tables import view_tables
 
 _LOOKED_UP_KEYS = 5000
@@ -31,7 +31,7 @@ def loaded(live: LiveStore) -> Iterator[str]:
         return
     for table in view_tables(live.home):
         parts = live.parts.get(table.name)
-        if parts is not None and parts != file_parts(table.files):
+        if parts is not None and parts != batch_parts(file_parts(table.files)):
             yield f"{table.name} holds another state than {table.files}"
 
 

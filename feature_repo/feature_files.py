@@ -332,16 +332,26 @@ def engine(home: Home, what: str, *, threads: int) -> Iterator[Any]:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def write_rows(connection: Any, rows: Any, schema: pa.Schema, path: Path) -> int:
+def write_rows(
+    connection: Any, rows: Any, schema: pa.Schema, path: Path, *, created_later_us: int = 0
+) -> int:
     """Stream an ibis table into a parquet file; ``created_timestamp`` is added.
+
+    Args:
+        connection: Of the table.
+        rows: The table.
+        schema: Columns of the file.
+        path: The file.
+        created_later_us: Microseconds by which ``created_timestamp`` is later than
+            ``event_timestamp``: these rows count instead of others of the same time.
 
     Returns:
         The number of rows.
     """
-    columns = {
-        name: rows.event_timestamp if name == CREATED_TIMESTAMP else rows[name]
-        for name in schema.names
-    }
+    created = rows.event_timestamp
+    if created_later_us:
+        created += ibis.interval(microseconds=created_later_us)
+    columns = {name: created if name == CREATED_TIMESTAMP else rows[name] for name in schema.names}
     connection.to_parquet(
         rows.select(**columns), path, compression="zstd", row_group_size=ROW_GROUP_SIZE
     )

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_DAY_S = 86_400.0
+
 
 @dataclass(frozen=True)
 class SceneSequence:
@@ -38,6 +40,21 @@ class SceneSequence:
 
 
 @dataclass(frozen=True)
+class KeptOutputs:
+    """Deep outputs of users that a run's model computed at some moment before.
+
+    Args:
+        vectors: float32 [R, W]; NaN where the store has none.
+        history_keys: int64 [R]; of the behaviours that they are of, 0 where there is none.
+        computed_at: int64 [R]; epoch seconds, 0 where there is none.
+    """
+
+    vectors: NDArray[np.float32]
+    history_keys: NDArray[np.int64]
+    computed_at: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class UserFeatures:
     """Users as they were known at their request times.
 
@@ -48,6 +65,7 @@ class UserFeatures:
         sequences: scene -> its sequences.
         dense: float32 [R, F]; NaN where missing or expired.
         dense_names: the F names.
+        outputs: A run's deep outputs, where the reader reads those along.
     """
 
     user_ids: NDArray[np.object_]
@@ -56,6 +74,7 @@ class UserFeatures:
     sequences: dict[str, SceneSequence]
     dense: NDArray[np.float32]
     dense_names: tuple[str, ...]
+    outputs: KeptOutputs | None = None
 
     def ages(self, scene: str) -> NDArray[np.float32]:
         """Seconds from each behaviour to the request, float32 [R, N]; 0 where there is none."""
@@ -79,6 +98,8 @@ class ItemFeatures:
         categorical: column name -> str objects [R], None where missing.
         neighbor_keys: int64 [R, K]; keys of the items nearest to each, 0 where there is none.
         neighbor_weights: float32 [R, K, 2]; over baskets and over users, 0 where there is none.
+        age_names: The A of ``dense_names`` that are days from a moment to the request.
+        moments: float64 [R, A]; these moments, epoch seconds, NaN where missing.
     """
 
     item_ids: NDArray[np.object_]
@@ -91,6 +112,24 @@ class ItemFeatures:
     categorical: dict[str, NDArray[np.object_]]
     neighbor_keys: NDArray[np.int64]
     neighbor_weights: NDArray[np.float32]
+    age_names: tuple[str, ...] = ()
+    moments: NDArray[np.float64] | None = None
+
+
+def ages_days(
+    moments: NDArray[np.float64], request_times: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Days from moments to requests.
+
+    Args:
+        moments: float64 [R, A]; epoch seconds, NaN where missing.
+        request_times: int64 [R]; epoch microseconds.
+
+    Returns:
+        float32 [R, A].
+    """
+    seconds = request_times[:, None] / 1e6 - moments
+    return (seconds / _DAY_S).astype(np.float32)
 
 
 class OnlineReader(Protocol):

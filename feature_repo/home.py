@@ -121,10 +121,31 @@ class Home:
         """What was copied online (:class:`feature_repo.materialize.Materialized`)."""
         return self.root / f"materialized-{profile}.json"
 
+    # Written by live events.
+    @property
+    def live_events(self) -> Path:
+        """Journal of live events of the embedded profile (:mod:`feature_repo.live_events`)."""
+        return self.root / "live_events.db"
+
+    @property
+    def live_texts(self) -> Path:
+        """Texts that live events brought (:class:`feature_repo.text_log.TextLog`)."""
+        return self.root / "live_texts.jsonl"
+
+    @property
+    def live_clock(self) -> Path:
+        """Time of the newest live event (:class:`feature_repo.manifest.LiveClock`)."""
+        return self.root / "live_clock.json"
+
     @property
     def parity_runs(self) -> Path:
         """One line per comparison (:class:`feature_repo.parity_series.ParityRun`), newest last."""
         return self.root / "parity.jsonl"
+
+    @property
+    def served(self) -> Path:
+        """Folder of the log of served requests (:mod:`feature_repo.served_files`), one per day."""
+        return self.root / "served"
 
     @property
     def metrics(self) -> Path:

@@ -25,6 +25,7 @@ from feature_repo.dataset import LoadedDataSet, Negatives
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home, complete_folder, tidy_folder
 from feature_repo.item_stats import fields as item_fields
+from feature_repo.live_events import LiveSource
 from feature_repo.manifest import DataManifest, ItemColumn, Split
 from feature_repo.negatives import SplitBounds, sample_extra, sample_impressions
 from feature_repo.progress import Progress, silent
@@ -45,6 +46,8 @@ FORMAT = 1
 """Raised whenever the canonical tables change for the same input."""
 EVENTS_PER_BUCKET = 250_000
 """One bucket's events, sequences and window frames fit well below 1 GiB at N = 100."""
+EVENT_GROUP_SIZE = 16_384
+"""Events that are read for those of one user (:mod:`feature_repo.push`)."""
 _STEPS = 8
 _SAMPLED = (
     "* REPLACE (make_timestamp(event_timestamp) AT TIME ZONE 'UTC' AS event_timestamp) FROM sampled"
@@ -75,12 +78,21 @@ def ingest(
     home: Home,
     dataset: LoadedDataSet,
     *,
+    live: LiveSource | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> IngestSummary:
     """Build the canonical tables of a data set in ``home``.
 
-    Nothing is done where the data set file and the files that it reads are those of the last run.
+    Nothing is done where the data set file, the files that it reads and the live events are those
+    of the last run.
+
+    Args:
+        home: Where the tables are written.
+        dataset: What is read.
+        live: Events that the service took; those that the files hold as well count once.
+        dry_run: Look, and write nothing.
+        progress: Receives steps.
 
     Raises:
         DataSetError: If a query fails or too many rows are rejected; the old tables stay.
@@ -88,12 +100,12 @@ def ingest(
     """
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return _Ingest(dataset, Path(folder), progress).run(None)
+            return _Ingest(dataset, live, Path(folder), progress).run(None)
     with home.lock("tables"):
         scratch = home.root / "ingest.part"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         tidy_folder(home.tables)
-        fingerprint = source_fingerprint(dataset)
+        fingerprint = source_fingerprint(dataset, live)
         if home.manifest.exists():
             manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
             if manifest.source_fingerprint == fingerprint:
@@ -101,13 +113,13 @@ def ingest(
         scratch.mkdir()
         try:
             with complete_folder(home.tables) as folder:
-                return _Ingest(dataset, scratch, progress).run(folder)
+                return _Ingest(dataset, live, scratch, progress).run(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def source_fingerprint(dataset: LoadedDataSet) -> str:
-    """Hash of the data set's content and of the path, size and change time of its files."""
+def source_fingerprint(dataset: LoadedDataSet, live: LiveSource | None = None) -> str:
+    """Hash of the data set's content, of its files' paths, sizes and times, and of live events."""
     queries = [dataset.content.events.sql, dataset.content.items.sql]
     if dataset.content.impressions and dataset.content.impressions.sql:
         queries.append(dataset.content.impressions.sql)
@@ -117,18 +129,25 @@ def source_fingerprint(dataset: LoadedDataSet) -> str:
             status = file.stat()
             files[str(file)] = [status.st_size, status.st_mtime_ns]
     content = [FORMAT, dataset.content.model_dump(mode="json"), sorted(files.items())]
+    if live is not None:
+        content.append(live.sequence)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class _Ingest:
     """One run: a scratch database, filled step by step, then written out."""
 
-    def __init__(self, dataset: LoadedDataSet, scratch: Path, progress: Progress) -> None:
+    def __init__(
+        self, dataset: LoadedDataSet, live: LiveSource | None, scratch: Path, progress: Progress
+    ) -> None:
         self.dataset = dataset
+        self.live = live
         self.options = dataset.content
         self.progress = progress
         self.notes: list[str] = []
         self.connection = duckdb.connect(str(scratch / "ingest.duckdb"))
+        if live is not None:
+            self.connection.register("raw_live", live.events)
         self.connection.execute("SET TimeZone = 'UTC'")
         self.connection.execute("SET enable_progress_bar = false")
         self.connection.execute("SET memory_limit = '4GB'")
@@ -139,7 +158,10 @@ class _Ingest:
             events = self._load("events", self.options.events.sql)
             items = self._load("items", self.options.items.sql)
             impressions = self._load_impressions()
-            map_texts(self.connection, ["raw_events", "raw_items"], self.dataset)
+            sources = ["raw_events", "raw_items"]
+            if self.live is not None:
+                sources.append("raw_live")
+            map_texts(self.connection, sources, self.dataset)
             self._step()
             check_events(self.connection, events)
             check_items(self.connection, items)
@@ -149,6 +171,7 @@ class _Ingest:
             loaded = [q for q in (events, items, impressions) if q is not None]
             rejected = {query.name: self._rejected(query) for query in loaded}
             self._keep_accepted(loaded)
+            self._add_live()
             kind = self._make_impressions(impressions)
             self._step()
             manifest = self._manifest(items, impressions, kind, sum(map(_total, rejected.values())))
@@ -233,6 +256,30 @@ class _Ingest:
                 WHEN epoch_us(event_timestamp) >= {bounds.train} THEN 'train'
                 END) AS split) FROM checked_impressions WHERE reason IS NULL"""
             )
+
+    def _add_live(self) -> None:
+        """Append the live events that are no event of the files."""
+        if self.live is None:
+            return
+        before = self._number("SELECT count(*) FROM events")
+        self.connection.execute("""
+            INSERT INTO events BY NAME
+            SELECT row_number() OVER () + (SELECT coalesce(max("row"), 0) FROM events) AS "row", l.*
+            FROM (
+                SELECT DISTINCT l.user_id, l.event_timestamp, l.scene, t.text, t.behavior_id,
+                    l.item_id
+                FROM raw_live l JOIN texts t ON t.raw = l.text WHERE t.reason IS NULL
+            ) l WHERE NOT EXISTS (
+                SELECT 1 FROM events e WHERE e.user_id = l.user_id
+                AND e.event_timestamp = l.event_timestamp AND e.scene = l.scene
+                AND e.behavior_id = l.behavior_id AND e.item_id IS NOT DISTINCT FROM l.item_id
+            )
+        """)
+        added = self._number("SELECT count(*) FROM events") - before
+        self.notes.append(
+            f"{added:,} of {self.live.events.num_rows:,} live events were added to those of the "
+            "files"
+        )
 
     def _bounds(self) -> SplitBounds:
         split = self.options.split
@@ -374,7 +421,9 @@ class _Ingest:
             first_event=one["first"],
             last_event=one["last"],
             num_buckets=_num_buckets(one["events"]),
-            source_fingerprint=source_fingerprint(self.dataset),
+            source_fingerprint=source_fingerprint(self.dataset, self.live),
+            max_text_length=options.max_text_length,
+            live_sequence=self.live.sequence if self.live else 0,
         )
         item_fields(manifest)  # refuses a column with the name of a computed feature
         return manifest
@@ -410,6 +459,7 @@ class _Ingest:
                 f"LEFT JOIN keys k USING (item_id) WHERE u.key % {manifest.num_buckets} = {bucket} "
                 "ORDER BY user_id, event_timestamp, scene, behavior_id, item_key",
                 folder / "events" / f"part-{bucket:05d}.parquet",
+                row_group_size=EVENT_GROUP_SIZE,
             )
         self._step()
         self._copy(
@@ -433,10 +483,10 @@ class _Ingest:
         )
         manifest.save(folder / "manifest.json")
 
-    def _copy(self, sql: str, path: Path) -> None:
+    def _copy(self, sql: str, path: Path, *, row_group_size: int = 122_880) -> None:
         self.connection.execute(
             f"COPY ({sql}) TO '{str(path).replace(chr(39), chr(39) * 2)}' "
-            "(FORMAT parquet, COMPRESSION zstd)"
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size})"
         )
 
     def _records(self, sql: str) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The stores of a home as they are now: what doctor and status look at. Nothing is changed."""
+"""The stores of a home as they are now: what doctor and status look at.
+
+Nothing is changed, but that live events become part of history, as before every reading of it.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,6 +10,7 @@ from functools import cached_property
 from feast import FeatureStore, FeatureView
 
 from feature_repo.home import Home
+from feature_repo.live_offline import LiveOffline
 from feature_repo.manifest import DataManifest, load_manifest
 from feature_repo.materialize import copied_views
 from feature_repo.offline import OfflineStore, open_offline
@@ -62,6 +66,7 @@ class LiveStore:
     @cached_property
     def offline(self) -> OfflineStore:
         """Where historical features are."""
+        LiveOffline(self.home, self.profile, self.store).catch_up()
         return open_offline(self.store)
 
     @cached_property

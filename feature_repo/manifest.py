@@ -97,20 +97,77 @@ class DataManifest(Document):
     """Files in the folder of events; a user's bucket is hash63(user_id) % num_buckets."""
     source_fingerprint: str
     """Hash of the data set file and of the identity of every file that it reads."""
+    max_text_length: int = 1000
+    """Characters; longer texts are no behaviours."""
+    live_sequence: int = 0
+    """Number of the last live event that the tables hold; 0 where they hold none."""
+    newest_live: AwareDatetime | None = None
+    """Time of the newest live event, of :func:`load_manifest`; never in the file."""
 
     def now(self) -> datetime:
         """The moment at which an online request is answered, UTC.
 
-        For a replayed data set this is the first moment at which everything in it can be read.
+        For a replayed data set this is the first moment at which everything in it can be read,
+        live events included: its clock stands still until an event moves it.
         """
         if self.replay:
-            return self.last_event + timedelta(microseconds=self.availability_delay_us)
+            newest = max(self.last_event, self.newest_live or self.last_event)
+            return newest + timedelta(microseconds=self.availability_delay_us)
         return datetime.now(UTC)
 
 
+class LiveClock(Document):
+    """The clock of a replayed data set, as far as live events moved it."""
+
+    newest_event: AwareDatetime
+
+
 def load_manifest(home: Home) -> DataManifest:
-    """The manifest of the last ingest into ``home``."""
-    return DataManifest.load(home.manifest, made_by="longtrail ingest")
+    """The manifest of the last ingest into ``home``, with the clock that live events moved."""
+    manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
+    if manifest.replay and home.live_clock.exists():
+        clock = LiveClock.load(home.live_clock, made_by="longtrail serve")
+        return manifest.model_copy(update={"newest_live": clock.newest_event})
+    return manifest
+
+
+class DataClock:
+    """The data set's "now", as :func:`load_manifest` would tell it, at the cost of two ``stat``.
+
+    Another process's live events move the clock of a replayed data set; the wall clock needs no
+    file. For servers that ask with every request.
+
+    Args:
+        home: Whose.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._files = (home.manifest, home.live_clock)
+        self._home = home
+        self._state: tuple[list[int], DataManifest] | None = None
+
+    def __call__(self) -> datetime:
+        """Now, UTC.
+
+        Raises:
+            MissingStepError: If nothing was ingested.
+        """
+        stamps = [_changed(path) for path in self._files]
+        if self._state is None or self._state[0] != stamps:
+            try:
+                self._state = (stamps, load_manifest(self._home))
+            except MissingStepError:  # an ingest is just replacing the tables
+                if self._state is None:
+                    raise
+        return self._state[1].now()
+
+
+def _changed(path: Path) -> int:
+    """When a file last changed, in ns; 0 where there is none, or it is just being replaced."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 class EncoderManifest(Document):

@@ -18,12 +18,14 @@ from feast.repo_operations import apply_total_with_repo_instance
 from feature_repo.definitions import define
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.home import Home
+from feature_repo.live_offline import LiveOffline
 from feature_repo.manifest import Document, load_manifest
 from feature_repo.offline import open_offline
 from feature_repo.online import open_writer
 from feature_repo.online_copy import CopyState, MaterializedView, ViewCopy
 from feature_repo.profiles import open_store
 from feature_repo.progress import ProgressBars, no_bars
+from feature_repo.push import LivePush
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,8 @@ def materialize(
     """Copy each key's latest features, as of now, to the online store.
 
     A run that was killed goes on behind its last finished window. Keys that are gone offline, and
-    rows older than their view's time to live, leave the online store.
+    rows older than their view's time to live, leave the online store. Users with live events that
+    come meanwhile are pushed once more at the end: the copy knows them as they were before.
 
     Args:
         home: Where the record of what was copied is.
@@ -101,8 +104,13 @@ def materialize(
         MissingStepError: If nothing was built or applied.
         StoreError: If a store fails, or another process copies to the same online store.
     """
-    end = load_manifest(home).now()
+    load_manifest(home)  # before any store is made
     store = open_store(home, profile)
+    live = LiveOffline(home, profile, store)
+    journal = live.journal()
+    copied_events = journal.last_sequence() if journal else 0
+    live.catch_up()
+    end = load_manifest(home).now()
     offline = open_offline(store)
     record = home.materialized(profile)
     with home.lock(f"online-{profile}"), feast_in_log():
@@ -131,6 +139,8 @@ def materialize(
                 with bars(view.name) as progress:
                     copy = ViewCopy(store, offline, writer, view, end, num_workers, save, progress)
                     done.append(copy.run(states.get(view.name), full=full))
+        if journal := live.journal():
+            LivePush(home, store, writer, journal).push(journal.users_since(copied_events))
     return done
 
 

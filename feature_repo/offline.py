@@ -67,9 +67,9 @@ class OfflineStore(Protocol):
         """
 
     def parts(self, view: str) -> dict[str, list[int]]:
-        """What the view holds: name of a part -> numbers that change when the part changes.
+        """What a batch wrote: name of a part -> numbers that change when the part changes.
 
-        Empty where the view has no rows.
+        Empty where the view has no such rows; those of live events are no part.
         """
 
     def first_event(self, view: str, part: str) -> datetime:

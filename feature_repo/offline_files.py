@@ -27,6 +27,8 @@ STEPS = {
     "item_embeddings": "export",
 }
 """View without version -> command that builds it; `longtrail sequences` builds the others."""
+LIVE_PART = "live.parquet"
+"""File of the rows of live events (:mod:`feature_repo.live_offline`); the others are a batch's."""
 
 
 class OfflineFiles:
@@ -110,9 +112,9 @@ class OfflineFiles:
         return found.num_rows, batches
 
     def parts(self, view: str) -> dict[str, list[int]]:
-        """Non-empty files -> [size in bytes, change time in ns]."""
+        """Non-empty files of the batch -> [size in bytes, change time in ns]."""
         _, pattern = self._source(view)
-        return file_parts(pattern)
+        return batch_parts(file_parts(pattern))
 
     def first_event(self, view: str, part: str) -> datetime:
         """Oldest event time in a file, from its statistics."""
@@ -155,6 +157,11 @@ def file_parts(pattern: Path) -> dict[str, list[int]]:
         for file in sorted(pattern.parent.glob(pattern.name))
         if pq.read_metadata(file).num_rows
     }
+
+
+def batch_parts(parts: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The parts that a batch wrote: what live events brought is online since they came."""
+    return {name: identity for name, identity in parts.items() if name != LIVE_PART}
 
 
 def oldest_event(file: Path) -> datetime:

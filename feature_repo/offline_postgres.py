@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from psycopg import IsolationLevel, sql
 
 from feature_repo.errors import StoreError
-from feature_repo.offline_files import missing_features
+from feature_repo.offline_files import batch_parts, missing_features
 from feature_repo.postgres_binary import HEADER, TRAILER, encode
 from feature_repo.postgres_session import Database, Session, columns_of, read_table, schema_of
 
@@ -118,13 +118,13 @@ class OfflinePostgres:
         return num_keys, batches()
 
     def parts(self, view: str) -> dict[str, list[int]]:
-        """Loaded files -> [size in bytes, change time in ns] of the file when it was loaded."""
+        """Loaded files of the batch -> [size in bytes, change time in ns] when it was loaded."""
         _, table = self._source(view)
 
         def work(session: Session) -> dict[str, list[int]]:
             if not columns_of(session, PARTS_TABLE):
                 return {}
-            return loaded_parts(session, table)
+            return batch_parts(loaded_parts(session, table))
 
         return self._database.read(work)
 

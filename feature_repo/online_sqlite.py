@@ -1,5 +1,6 @@
 """Features into Feast's SQLite tables: the embedded profile, one machine, one process at a time."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from feast.infra.online_stores.helpers import compute_table_id
 from feast.types import String
 from feast.utils import _convert_arrow_to_proto
 
+from feature_repo.command import full_disk
+from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import KeyCodec
 
 
@@ -48,8 +51,10 @@ class SqliteWriter:
         rows = _convert_arrow_to_proto(batch, view, join_keys)
         moments = [moment.replace(tzinfo=UTC) for _, _, moment, _ in rows]
         limits = [max(moment, until or moment) for moment in moments]
-        with self._lock:
+        # One writer at a time from here on, other processes included: what is compared is replaced.
+        with self._lock, self._errors(), self._connection:
             self._create(view)
+            self._connection.execute("BEGIN IMMEDIATE")
             stored = self._online.online_read(self._store.config, view, [row[0] for row in rows])
             kept = [
                 row
@@ -58,6 +63,19 @@ class SqliteWriter:
             ]
             self._online.online_write_batch(self._store.config, view, kept, None)
         return len(kept)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into a sentence, but for a full disk, which has one of its own."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if full_disk(error):
+                raise
+            raise StoreError(
+                f"the online store in SQLite does not answer as it should ({error}); is another "
+                "process holding it? Then run this again"
+            ) from error
 
     def keys(self, view: FeatureView, batch_keys: int) -> Iterator[pa.Array]:
         """All keys of the view's table."""

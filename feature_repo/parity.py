@@ -162,12 +162,12 @@ def check_parity(
     reader = FeatureReader(home, profile)
     now = reader.manifest.now()
     writer = open_writer(reader.store)
-    known = {key: _sample(_offline_keys(home, key), sample) for key in _STRANGERS}
+    known = {key: smallest_hashes(_offline_keys(home, key), sample) for key in _STRANGERS}
     keys: dict[str, NDArray[Any]] = {}
     for view in sorted(reader.store.list_feature_views(), key=lambda view: str(view.name)):
         key = view.entity_columns[0].name
         online = (batch.to_pylist() for batch in writer.keys(view, _SCAN_KEYS))
-        both = {*known[key], *_sample(online, sample), _STRANGERS[key]}
+        both = {*known[key], *smallest_hashes(online, sample), _STRANGERS[key]}
         kind = np.int64 if key == "behavior_id" else object
         keys[view.name] = np.array(sorted(both), dtype=kind)
     total = sum(map(len, keys.values()))
@@ -207,8 +207,13 @@ def _offline_keys(home: Home, key: str) -> Iterator[list[Any]]:
                 yield pc.unique(batch.column(key)).to_pylist()
 
 
-def _sample(batches: Iterable[Sequence[Any]], number: int) -> list[Any]:
-    """The ``number`` keys with the smallest hashes."""
+def smallest_hashes(batches: Iterable[Sequence[Any]], number: int) -> list[Any]:
+    """The ``number`` keys with the smallest hashes: a sample that is the same every time.
+
+    Args:
+        batches: Keys; one may come several times.
+        number: How many to keep, at least 1.
+    """
     smallest: dict[Any, int] = {}
     limit = 1 << 63  # above every hash
     for batch in batches:

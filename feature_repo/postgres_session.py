@@ -76,12 +76,16 @@ class Database:
         Raises:
             psycopg.Error: If the server cannot be reached, or as the statements raise.
         """
-        given = {name: value for name, value in self._parameters.items() if value}
-        connection = psycopg.connect(**given, autocommit=True)
+        connection = self.connect(autocommit=True)
         try:
             yield connection
         finally:
             connection.close()
+
+    def connect(self, *, autocommit: bool = False) -> Session:
+        """A connection, which the caller closes; see :meth:`session`."""
+        given = {name: value for name, value in self._parameters.items() if value}
+        return psycopg.connect(**given, autocommit=autocommit)
 
     @contextmanager
     def sentences(self, then: str) -> Iterator[None]:

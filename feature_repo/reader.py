@@ -5,6 +5,8 @@ row order and count, time zones, expired rows, unknown keys, nulls.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
@@ -23,17 +25,24 @@ from feature_repo.columns import (
 )
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError
-from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
+from feature_repo.features import (
+    ItemFeatures,
+    KeptOutputs,
+    SceneSequence,
+    UserFeatures,
+    ages_days,
+)
 from feature_repo.home import Home
 from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
-from feature_repo.manifest import DataManifest, load_manifest
+from feature_repo.live_offline import LiveOffline
+from feature_repo.manifest import DataClock, DataManifest, load_manifest
 from feature_repo.offline_files import STEPS
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
 from feature_repo.version_names import Entity, encoder_view, run_view, unversioned
 from feature_repo.view_reader import Join, ReadView, ViewReader
 
 Source = Literal["offline", "online"]
-_DAY_S = 86_400.0
+_KEPT_OUTPUTS = ("embedding", "history_key", "computed_time")
 
 
 class FeatureReader:
@@ -43,18 +52,27 @@ class FeatureReader:
         home: Where the stores are.
         profile: Which stores.
         service: Feature service whose features are read.
+        outputs_of: Run whose deep outputs of users are read along with their features online, where
+            the store has them.
 
     Raises:
         MissingStepError: If ingest or apply has not been run.
     """
 
     def __init__(
-        self, home: Home, profile: str = DEFAULT_PROFILE, *, service: str = CTR_SERVICE
+        self,
+        home: Home,
+        profile: str = DEFAULT_PROFILE,
+        *,
+        service: str = CTR_SERVICE,
+        outputs_of: str | None = None,
     ) -> None:
         self.home = home
         self.manifest: DataManifest = load_manifest(home)
         self.store: FeatureStore = open_store(home, profile)
         self.views = ViewReader(self.store)
+        self._live = LiveOffline(home, profile, self.store)
+        self._clock = DataClock(home)
         try:
             projections = self.store.get_feature_service(service).feature_view_projections
             views = [self.views.view(p.name, [f.name for f in p.features]) for p in projections]
@@ -65,6 +83,10 @@ class FeatureReader:
             ) from error
         self._user_views = [view for view in views if view.key == "user_id"]
         self._item_views = [view for view in views if view.key == "item_id"]
+        self._outputs_view: ReadView | None = None
+        if outputs_of is not None:
+            with suppress(FeastObjectNotFoundException):
+                self._outputs_view = self.views.view(run_view("user", outputs_of), _KEPT_OUTPUTS)
 
     @property
     def sequence_length(self) -> int:
@@ -84,6 +106,16 @@ class FeatureReader:
         return _dense_names(self._item_views, without={"text_id"})
 
     @cached_property
+    def item_age_names(self) -> tuple[str, ...]:
+        """Those of :attr:`item_dense_names` that are made from moments."""
+        return tuple(
+            _dense_name(name)
+            for view in self._item_views
+            for name, kind in view.kinds.items()
+            if _is_dense(name, kind, {"text_id"}) and name.endswith("_time")
+        )
+
+    @cached_property
     def item_category_names(self) -> tuple[str, ...]:
         """Names of the columns of :attr:`ItemFeatures.categorical`."""
         return tuple(
@@ -92,6 +124,11 @@ class FeatureReader:
             for name, kind in view.kinds.items()
             if kind == "string_val"
         )
+
+    def view_of_feature(self, entity: Entity) -> dict[str, str]:
+        """Feature of users or items, by its name in the arrays -> the view that it is of."""
+        views = self._user_views if entity == "user" else self._item_views
+        return {_dense_name(name): view.name for view in views for name in view.kinds}
 
     def _sequence_fields(self) -> Iterator[str]:
         for scene in self.manifest.scenes:
@@ -104,7 +141,7 @@ class FeatureReader:
         Raises:
             ValueError: If ``at`` has no time zone.
         """
-        moment = at or self.manifest.now()
+        moment = at or self._clock()
         if moment.tzinfo is None:
             raise ValueError(f"at must have a time zone, got {moment}")
         epoch = datetime(1970, 1, 1, tzinfo=UTC)
@@ -125,6 +162,7 @@ class FeatureReader:
             request_times: int64 [R]; epoch microseconds, UTC.
             join: How the rows are found.
         """
+        self._live.catch_up()
         ids = np.asarray(user_ids, dtype=object)
         columns = self.views.historical(self._user_views, ids, request_times, join)
         return self._users(ids, request_times, columns)
@@ -153,7 +191,11 @@ class FeatureReader:
         """
         ids = np.asarray(user_ids, dtype=object)
         times = self.request_times(len(ids), at)
-        return self._users(ids, times, self.views.online(self._user_views, ids, times))
+        if self._outputs_view is None:
+            return self._users(ids, times, self.views.online(self._user_views, ids, times))
+        columns = self.views.online([*self._user_views, self._outputs_view], ids, times)
+        outputs = _kept_outputs(columns.pop(self._outputs_view.name))
+        return replace(self._users(ids, times, columns), outputs=outputs)
 
     def online_items(
         self, item_ids: Sequence[str] | NDArray[np.object_], *, at: datetime | None = None
@@ -180,6 +222,7 @@ class FeatureReader:
             request_times: int64 [R]; epoch microseconds, UTC.
             join: How the rows are found.
         """
+        self._live.catch_up()
         whole = self._whole(view)
         return self.views.historical([whole], keys, request_times, join)[view]
 
@@ -258,15 +301,11 @@ class FeatureReader:
             ) from error
         times = self.request_times(len(keys), at)
         if source == "offline":
+            self._live.catch_up()
             columns = self.views.historical([view], keys, times, "fast")
         else:
             columns = self.views.online([view], keys, times)
-        column = columns[name].values["embedding"]
-        assert isinstance(column, Ragged)
-        width = int(column.lengths.max(initial=0))
-        vectors = np.full((len(keys), width), np.nan, dtype=np.float32)
-        vectors[column.lengths > 0] = column.values.reshape(-1, width) if width else 0
-        return vectors
+        return _matrix(columns[name])
 
     # From columns to features.
     def _users(
@@ -321,7 +360,26 @@ class FeatureReader:
             },
             neighbor_keys=keys,
             neighbor_weights=np.stack(weights, axis=-1),
+            age_names=self.item_age_names,
+            moments=_moments(self._item_views, columns, len(ids)),
         )
+
+
+def _matrix(columns: Columns) -> NDArray[np.float32]:
+    """The embeddings of R rows, float32 [R, D]; a row of NaN where there is none."""
+    column = columns.values["embedding"]
+    assert isinstance(column, Ragged)
+    width = int(column.lengths.max(initial=0))
+    vectors = np.full((len(column.lengths), width), np.nan, dtype=np.float32)
+    vectors[column.lengths > 0] = column.values.reshape(-1, width) if width else 0
+    return vectors
+
+
+def _kept_outputs(columns: Columns) -> KeptOutputs:
+    keys, times = (columns.values[name] for name in ("history_key", "computed_time"))
+    assert isinstance(keys, np.ndarray)
+    assert isinstance(times, np.ndarray)
+    return KeptOutputs(_matrix(columns), keys, times)
 
 
 def _item_keys(ids: NDArray[np.object_]) -> NDArray[np.int64]:
@@ -334,10 +392,14 @@ def _is_dense(name: str, kind: str, without: set[str]) -> bool:
     return kind in ("int64_val", "float_val", "double_val") and name not in without
 
 
-def _dense_names(views: Sequence[ReadView], without: set[str]) -> tuple[str, ...]:
+def _dense_name(name: str) -> str:
     """A moment (``x_time``) becomes an age in days at the request (``x_age_days``)."""
+    return f"{name.removesuffix('_time')}_age_days" if name.endswith("_time") else name
+
+
+def _dense_names(views: Sequence[ReadView], without: set[str]) -> tuple[str, ...]:
     return tuple(
-        f"{name.removesuffix('_time')}_age_days" if name.endswith("_time") else name
+        _dense_name(name)
         for view in views
         for name, kind in view.kinds.items()
         if _is_dense(name, kind, without)
@@ -361,6 +423,19 @@ def _dense(
             assert isinstance(values, np.ndarray)
             column = np.where(of_view.present, values, np.nan)
             if name.endswith("_time"):
-                column = (times / 1e6 - column) / _DAY_S
+                column = ages_days(column[:, None], times)[:, 0]
             dense.append(column.astype(np.float32))
     return np.stack(dense, axis=1) if dense else np.zeros((len(times), 0), dtype=np.float32)
+
+
+def _moments(
+    views: Sequence[ReadView], columns: dict[str, Columns], num_rows: int
+) -> NDArray[np.float64]:
+    """float64 [R, A] of items, NaN where missing; see :attr:`ItemFeatures.moments`."""
+    moments = [
+        np.where(columns[view.name].present, columns[view.name].values[name], np.nan)
+        for view in views
+        for name, kind in view.kinds.items()
+        if _is_dense(name, kind, {"text_id"}) and name.endswith("_time")
+    ]
+    return np.stack(moments, axis=1) if moments else np.zeros((num_rows, 0))

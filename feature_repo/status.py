@@ -111,7 +111,7 @@ def look(home: Home, profile: str) -> Status:
     live = LiveStore.open(home, profile)
     services = _services(live)
     is_online = "redis" not in services or services["redis"].up
-    runs = [run for run in parity_runs(home) if run.profile == profile]
+    runs = [r for r in parity_runs(home) if r.profile == profile and r.served is None]
     return Status(
         profile=profile,
         dataset=live.manifest.dataset,

@@ -24,7 +24,7 @@ _EARLIEST = "1970-01-02 00:00:00+00"
 """Stores take the epoch for a missing time."""
 MAX_SCENES = 16
 """Every scene adds columns to the feature views; more are a text put in the wrong column."""
-_BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+BROKEN_TEXT = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """The replacement character and control characters: signs of a wrong encoding."""
 
 
@@ -230,7 +230,7 @@ def map_texts(
         text, reason = normalize(raw, lowercase=options.lowercase), None
         if not text:
             reason = "text is empty"
-        elif _BROKEN.search(raw):
+        elif BROKEN_TEXT.search(raw):
             reason = "text has a broken encoding (control or replacement characters)"
         elif len(text) > options.max_text_length:
             reason = f"text is longer than {options.max_text_length} characters"

@@ -7,10 +7,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_repo.artifact import ArtifactManifest
+from feature_repo.errors import LongtrailError
 from feature_repo.features import UserFeatures
-
 from serving.history import Behavior
 from serving.items import ItemSnapshot
+
+
+class UnknownItemError(LongtrailError):
+    """An item that the feature store does not know was asked for by its id."""
+
 
 UserPath = Literal["cached", "live", "whole"]
 """Where the user's deep outputs came from: the feature, the deep half just now, or neither: the
@@ -50,14 +56,31 @@ class Served:
     """What a ranking was computed from, for the log of served features; never sent.
 
     Args:
+        manifest: Of the model: what the columns of ``items`` are called.
         users: The one user, as read.
         items: The items that were scored, and the moment they were read for.
         logits: float32 [T], in the order of ``items``; calibrated.
     """
 
+    manifest: ArtifactManifest
     users: UserFeatures
     items: ItemSnapshot
     logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What behaviours of one text and scene add to a score.
+
+    Args:
+        behavior: The newest of them.
+        count: How many there are.
+        logits: Of the score; above 0 where they speak for the item.
+    """
+
+    behavior: Behavior
+    count: int
+    logits: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,8 @@ class RankedItem:
     score: float
     """Probability of a click, in [0, 1]."""
     reason: str
+    contributions: tuple[Contribution, ...] = ()
+    """The strongest first, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +105,7 @@ class Ranking:
         known: The store knows the user; if not, the model ranked an empty history.
         model: Name of the run.
         at: The moment the user was read for, UTC.
-        history: All kept behaviours, newest first.
+        history: The newest kept behaviours, as many as were asked for, newest first.
         ranked: Best first; of equal scores, the smaller item id first.
         unknown_items: Candidates that the store does not know, in the order asked; not ranked.
         num_scored: Items that the model scored.
@@ -104,10 +129,10 @@ class Ranking:
     notes: tuple[str, ...]
     path: UserPath = "whole"
     degraded: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
     feature_age_s: float | None = None
     missing_rate: float | None = None
-    served: Served | None = None
+    served: Served | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -118,21 +143,6 @@ class SimilarItem:
     text: str
     similarity: float
     """Cosine, in [-1, 1]."""
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What behaviours of one text and scene add to a score.
-
-    Args:
-        behavior: The newest of them.
-        count: How many there are.
-        logits: Of the score; above 0 where they speak for the item.
-    """
-
-    behavior: Behavior
-    count: int
-    logits: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,7 @@ class UserView:
         history: All kept behaviours, newest first.
         totals: Scene -> behaviours of all time.
         dense: Name -> value; NaN where missing or expired.
+        feature_age_s: Seconds since the newest behaviour; None without one.
     """
 
     known: bool
@@ -179,3 +190,4 @@ class UserView:
     history: tuple[Behavior, ...]
     totals: dict[str, int]
     dense: dict[str, float]
+    feature_age_s: float | None = None

@@ -1,167 +1,221 @@
-"""The HTTP interface: ranking and features by user id.
+"""The HTTP interface, put together: addresses, guards, errors, and the page at ``/``.
 
-Every answer is JSON without NaN. A malformed request is a 422 that names the field, a user or item
-that nobody knows is an answer that says so, and no answer carries a stack trace.
+Every answer is JSON without NaN. A malformed request is a 422 that names the field and never
+repeats what came, a user whom nobody knows is an answer that says so, and no answer carries a stack
+trace.
 """
 
+import asyncio
 import logging
 import math
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
-from fastapi import FastAPI, Path, Request
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
 
 from feature_repo.errors import LongtrailError
-from serving.ranker import Ranker
-from serving.schemas import (
-    MAX_ID_LENGTH,
-    BehaviorEntry,
-    Failure,
-    HealthResponse,
-    Identifier,
-    Invalid,
-    RankedEntry,
-    RankRequest,
-    RankResponse,
-    SceneHistory,
-    UserFeaturesResponse,
-)
+from serving.answers import UnknownItemError
+from serving.breaker import CircuitOpenError
+from serving.deployment import Deployment
+from serving.directory import Directory
+from serving.middleware import Guarded, Limited, Observed, is_request_id
+from serving.rate_limit import RateLimit
+from serving.routes.events import add_events
+from serving.routes.lookups import add_items, add_users
+from serving.routes.ranking import add_ranking
+from serving.routes.state import add_state
+from serving.schemas import MAX_ID_LENGTH
+from serving.security import ApiKeys, required_scope
+from serving.service import EventSink, Json, ServedRecorder, Service
+from serving.work import OverloadedError, WorkPool
 
 VERSION = "1"
+PAGE = Path(__file__).parent / "page" / "static"
+SAMPLE_INTERVAL_S = 2.0
+"""Between two looks at what nobody counts for Prometheus by itself."""
+_RETRY_AFTER_S = 1
+_SENTENCES = {
+    "model_attributes_type": "A JSON object is expected, with content type application/json"
+}
+"""Where pydantic's own words help nobody."""
+_EVENT_THREADS = 2
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 _log = logging.getLogger(__name__)
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    422: {"model": Invalid, "description": "Malformed; every entry names its field"},
-    503: {"model": Failure, "description": "The feature store cannot answer now"},
-}
+
+@dataclass(frozen=True)
+class AppSettings:
+    """What the HTTP interface lets through."""
+
+    threads: int = 4
+    """Requests that are computed side by side, at least 1."""
+    max_waiting: int = 64
+    """Requests that may wait for a thread; beyond them it answers 503, at least 0."""
+    max_body_bytes: int = 2 * 2**20
+    keys: ApiKeys | None = None
+    """Who may ask; None for everyone."""
+    rate_limit: str | None = None
+    """Requests of one key or address, as "100/second"; None for no limit."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask."""
 
 
-def create_app(ranker: Ranker) -> FastAPI:
-    """Build the application over a ready ranker.
+def create_app(
+    deployment: Deployment,
+    *,
+    directory: Directory,
+    events: EventSink | None = None,
+    served_log: ServedRecorder | None = None,
+    settings: AppSettings | None = None,
+    samplers: Sequence[Callable[[], None]] = (),
+) -> FastAPI:
+    """Build the application.
 
     Args:
-        ranker: Serves every request; call its ``warm_up`` before, or the first request pays for it.
+        deployment: Holds a ranker that is warmed up.
+        directory: Users and items by name.
+        events: Takes live events; without it there is no ``/v1/events``.
+        served_log: Logs what rankings were computed from.
+        settings: Limits and guards.
+        samplers: Bring metrics up to date that nothing pushes; called now and then.
+
+    Raises:
+        LongtrailError: If a setting cannot be used.
     """
+    settings = settings or AppSettings()
+    metrics = deployment.metrics
+
+    def sample() -> None:
+        for one in samplers:
+            one()
+
+    @asynccontextmanager
+    async def sampling(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_every(SAMPLE_INTERVAL_S, sample))
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
     app = FastAPI(
         title="Longtrail",
         version=VERSION,
         description="Ranked items for a user id, from the features that the model was trained on.",
+        # Its pages would load scripts from elsewhere; /openapi.json is read by any tool.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=sampling,
     )
+    service = Service(
+        deployment=deployment,
+        directory=directory,
+        work=WorkPool(threads=settings.threads, max_waiting=settings.max_waiting),
+        event_work=WorkPool(threads=_EVENT_THREADS, max_waiting=settings.max_waiting),
+        events=events,
+        served_log=served_log,
+    )
+    add_ranking(app, service)
+    add_users(app, service)
+    add_items(app, service)
+    if events is not None:
+        add_events(app, service, events)
+    add_state(app, service, sample)
+    _add_page(app)
+
+    def unavailable(request: Request, error: Exception) -> Json:
+        if isinstance(error, OverloadedError):
+            metrics.refused.labels("overloaded").inc()
+        return _failure(request, error)
+
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(LongtrailError, _unavailable)
-    app.add_exception_handler(Exception, _defect)
-
-    # Plain functions, not coroutines: the model runs in the thread pool and blocks nobody.
-    @app.post("/v1/rank", responses=_RESPONSES, summary="Rank items for a user")
-    def rank(request: RankRequest) -> RankResponse:
-        _check_context(request, ranker)
-        ranking = ranker.rank(
-            request.user_id,
-            candidates=request.candidates,
-            top_k=request.top_k,
-            context=request.context,
+    app.add_exception_handler(LongtrailError, unavailable)
+    # The last one added is the first to see a request.
+    rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+    app.add_middleware(Limited, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    app.add_middleware(Guarded, keys=settings.keys, rate_limit=rate_limit, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
         )
-        return RankResponse(
-            user_id=ranking.user_id,
-            known=ranking.known,
-            model=ranking.model,
-            ranked=[
-                RankedEntry(
-                    item_id=item.item_id, text=item.text, score=item.score, reason=item.reason
-                )
-                for item in ranking.ranked
-            ],
-            unknown_items=list(ranking.unknown_items),
-            notes=list(ranking.notes),
-        )
-
-    # ":path", because a user id may hold a slash.
-    @app.get(
-        "/v1/users/{user_id:path}/features",
-        responses=_RESPONSES,
-        summary="What the online store knows of a user",
-    )
-    def user_features(
-        user_id: Annotated[
-            Identifier, Path(description=f"At most {MAX_ID_LENGTH} characters", examples=["14911"])
-        ],
-    ) -> UserFeaturesResponse:
-        view = ranker.user(user_id)
-        return UserFeaturesResponse(
-            user_id=user_id,
-            known=view.known,
-            at=view.at,
-            sequences={
-                scene: SceneHistory(
-                    total=total,
-                    behaviors=[
-                        BehaviorEntry(text=behavior.text, time=behavior.time)
-                        for behavior in view.history
-                        if behavior.scene == scene
-                    ],
-                )
-                for scene, total in view.totals.items()
-            },
-            dense={
-                name: value if math.isfinite(value) else None for name, value in view.dense.items()
-            },
-        )
-
-    @app.get("/healthz", summary="What is being served")
-    def healthz() -> HealthResponse:
-        return HealthResponse(
-            status="ok",
-            run=ranker.manifest.run,
-            encoder_fingerprint=ranker.manifest.encoder_fingerprint,
-            dataset=ranker.manifest.dataset,
-        )
-
+    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(CorrelationIdMiddleware, validator=is_request_id)
+    if settings.keys is not None:
+        _document_keys(app)
     return app
 
 
-def _check_context(request: RankRequest, ranker: Ranker) -> None:
-    names = ranker.manifest.context_names
-    known = ", ".join(names) or "none"
-    problems = [
-        {
-            "type": "unknown_context",
-            "loc": ("body", "context", name),
-            "msg": f"The model reads no context of this name; it reads {known}",
-        }
-        for name in request.context
-        if name not in names
-    ]
-    if problems:
-        raise RequestValidationError(problems)
+async def _every(seconds: float, work: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        work()
 
 
-async def _malformed(_: Request, error: Exception) -> JSONResponse:
+def _add_page(app: FastAPI) -> None:
+    """Serve the page's files at every address that is no other's."""
+    if PAGE.is_dir():
+        # Not a mount: it would match the API's addresses too, and turn their 405 into a 404.
+        app.router.default = StaticFiles(directory=PAGE, html=True)
+
+
+def _document_keys(app: FastAPI) -> None:
+    document = app.openapi()
+    document["components"]["securitySchemes"] = _SECURITY_SCHEMES
+    for path, operations in document["paths"].items():
+        if required_scope(path):
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
+
+
+async def _malformed(_: Request, error: Exception) -> Json:
     """422 without echoing the input: it may hold NaN, half a surrogate pair or megabytes."""
-    assert isinstance(error, RequestValidationError)
-    detail = [
-        {
-            "loc": [part if isinstance(part, int) else _printable(part) for part in entry["loc"]],
-            "msg": _printable(entry["msg"]),
-            "type": entry["type"],
-        }
-        for entry in error.errors()
-    ]
-    return JSONResponse({"detail": detail}, status_code=422)
+    problems = cast(RequestValidationError, error).errors()
+    return _invalid(
+        [
+            {
+                "loc": [part if isinstance(part, int) else _printable(part) for part in one["loc"]],
+                "msg": _SENTENCES.get(one["type"]) or _printable(one["msg"]),
+                "type": one["type"],
+            }
+            for one in problems
+        ]
+    )
+
+
+def _failure(request: Request, error: Exception) -> Json:
+    """Say what cannot be answered: by the caller's fault, or for lack of what serving stands on."""
+    if isinstance(error, UnknownItemError):
+        return Json({"detail": "the feature store does not know this item"}, status_code=404)
+    if type(error) is LongtrailError:
+        # Not of the store, the artifact or a step: the ranker's own, on what was asked.
+        return _invalid([{"loc": ["body"], "msg": _printable(str(error)), "type": "unusable"}])
+    retry_after_s = _RETRY_AFTER_S
+    if isinstance(error, CircuitOpenError):
+        retry_after_s = math.ceil(error.retry_after_s)
+    elif not isinstance(error, OverloadedError):
+        _log.error("%s cannot be answered: %s", request.scope["route"].path, error)
+    headers = {"retry-after": str(retry_after_s)}
+    return Json({"detail": str(error)}, status_code=503, headers=headers)
+
+
+def _invalid(problems: list[dict[str, Any]]) -> Json:
+    return Json({"detail": problems}, status_code=422)
 
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()[:MAX_ID_LENGTH]
-
-
-async def _unavailable(request: Request, error: Exception) -> JSONResponse:
-    """503: what the store or the artifact does not give is the operator's to mend."""
-    _log.error("%s: %s", request.url.path, error)
-    return JSONResponse({"detail": str(error)}, status_code=503)
-
-
-async def _defect(request: Request, error: Exception) -> JSONResponse:
-    """500 with no detail; Starlette raises the error again, so the server logs its traceback."""
-    _log.error("%s: unexpected %s", request.url.path, type(error).__name__)
-    return JSONResponse({"detail": "internal error"}, status_code=500)

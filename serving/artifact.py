@@ -21,10 +21,14 @@ from torch.export import ExportedProgram
 
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import (
+    HEAD_FILE,
+    ITEM_FILE,
     MANIFEST_FILE,
     PROGRAM_FILE,
     PROGRAM_INPUTS,
+    USER_FILE,
     ArtifactManifest,
+    ProgramParts,
 )
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
@@ -48,16 +52,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The program in three; see :class:`feature_repo.artifact.ProgramParts`.
+
+    Args:
+        form: Sizes, and what the users' outputs depend on.
+        users: table, history_rows, history_ages -> deep outputs [B, S, Q].
+        items: table, candidate_rows [R] -> deep outputs [R, Q].
+        head: Both, then tensors in the order of ``PROGRAM_INPUTS`` -> logits [B, C].
+    """
+
+    form: ProgramParts
+    users: Callable[..., Tensor]
+    items: Callable[..., Tensor]
+    head: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A loaded model.
 
     Args:
         manifest: What the model is and what it reads.
         score: The program: tensors in the order of ``PROGRAM_INPUTS`` -> logits [B, C].
+        parts: The same in three; None where the model has none.
     """
 
     manifest: ArtifactManifest
     score: Callable[..., Tensor]
+    parts: Parts | None = None
 
     def check_table(self, table: EmbeddingTable) -> None:
         """Make sure that the vectors are those that the weights were trained on.
@@ -98,14 +121,42 @@ def load_artifact(home: Home, run: str) -> Artifact:
             + (f"there are: {', '.join(runs)}" if runs else "run `longtrail train` first")
         )
     manifest = _read_manifest(folder / MANIFEST_FILE)
-    program = _read_program(folder / PROGRAM_FILE)
-    _check_signature(program, manifest, folder)
+    artifact = Artifact(
+        manifest=manifest,
+        score=_load_program(folder / PROGRAM_FILE, _input_shapes(manifest)),
+        parts=None if manifest.parts is None else _load_parts(folder, manifest, manifest.parts),
+    )
+    _log.info("loaded run %s from %s", manifest.run, folder)
+    return artifact
+
+
+_Shape = tuple[int | None, ...]
+"""None = any size."""
+
+
+def _load_parts(folder: Path, manifest: ArtifactManifest, form: ProgramParts) -> Parts:
+    shapes = _input_shapes(manifest)
+    users: _Shape = (None, len(manifest.scenes), form.output_width)
+    items: _Shape = (None, None, form.output_width)
+    of_users = {name: shapes[name] for name in ("table", "history_rows", "history_ages")}
+    of_items: dict[str, _Shape] = {"table": shapes["table"], "candidate_rows": (None,)}
+    of_head = {"user_outputs": users, "item_outputs": items, **shapes}
+    return Parts(
+        form=form,
+        users=_load_program(folder / USER_FILE, of_users),
+        items=_load_program(folder / ITEM_FILE, of_items),
+        head=_load_program(folder / HEAD_FILE, of_head),
+    )
+
+
+def _load_program(path: Path, shapes: dict[str, _Shape]) -> Callable[..., Tensor]:
+    program = _read_program(path)
+    _check_signature(program, shapes, path)
     module = program.module()
     # The sizes of every call follow from the manifest, which was just compared; checking them again
     # symbolically in each call took 11 ms where a small model took 15.
     module.validate_inputs = False  # type: ignore[assignment]  # declared as Tensor | Module
-    _log.info("loaded run %s from %s", manifest.run, folder)
-    return Artifact(manifest=manifest, score=module)
+    return module
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -198,10 +249,10 @@ def _names_pickles(config: bytes) -> bool:
         return True
 
 
-def _check_signature(program: ExportedProgram, manifest: ArtifactManifest, folder: Path) -> None:
-    """Compare the inputs with the manifest, so that a mix-up is found before a request."""
+def _input_shapes(manifest: ArtifactManifest) -> dict[str, _Shape]:
+    """Shapes of the program's inputs, in their order."""
     num_scenes, num_categories = len(manifest.scenes), len(manifest.category_vocabularies)
-    expected: dict[str, tuple[int | None, ...]] = {
+    shapes: dict[str, _Shape] = {
         "table": (None, manifest.encoder_width),
         "history_rows": (None, num_scenes, manifest.sequence_length),
         "history_item_keys": (None, num_scenes, manifest.sequence_length),
@@ -215,22 +266,27 @@ def _check_signature(program: ExportedProgram, manifest: ArtifactManifest, folde
         "context": (None, None, len(manifest.context_names)),
         "evidence": (None, None, len(manifest.evidence_names)),
     }
+    return {name: shapes[name] for name in PROGRAM_INPUTS}
+
+
+def _check_signature(program: ExportedProgram, expected: dict[str, _Shape], path: Path) -> None:
+    """Compare the inputs with the manifest, so that a mix-up is found before a request."""
     names = program.graph_signature.user_inputs
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    if len(names) != len(PROGRAM_INPUTS):
+    if len(names) != len(expected):
         raise ArtifactError(
-            f"the program of {folder} takes {len(names)} inputs, {len(PROGRAM_INPUTS)} are "
-            f"expected ({', '.join(PROGRAM_INPUTS)}): run `longtrail train` again"
+            f"the program {path} takes {len(names)} inputs, {len(expected)} are expected "
+            f"({', '.join(expected)}): run `longtrail train` again"
         )
-    for what, name in zip(PROGRAM_INPUTS, names, strict=True):
+    for (what, shape_expected), name in zip(expected.items(), names, strict=True):
         shape = placeholders[str(name)].meta["val"].shape
         # A symbolic size is a dynamic one and fits everything.
-        if len(shape) != len(expected[what]) or any(
+        if len(shape) != len(shape_expected) or any(
             want is not None and isinstance(size, int) and size != want
-            for size, want in zip(shape, expected[what], strict=True)
+            for size, want in zip(shape, shape_expected, strict=True)
         ):
             raise ArtifactError(
-                f"the program of {folder} takes {what} of shape {list(shape)}, its manifest says "
-                f"{['any' if want is None else want for want in expected[what]]}: the two files "
+                f"the program {path} takes {what} of shape {list(shape)}, its manifest says "
+                f"{['any' if want is None else want for want in shape_expected]}: the two files "
                 "are not of one run; run `longtrail train` again"
             )

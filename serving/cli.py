@@ -1,34 +1,11 @@
-"""``longtrail rank`` and ``longtrail serve``."""
+"""The commands of serving; ``longtrail rank`` itself is here."""
 
 import time
-from typing import TYPE_CHECKING
 
 import click
 
-from feature_repo.command import Settings, emit, pass_settings, say
-
-if TYPE_CHECKING:
-    from serving.ranker import Ranker
-
-# The commands import PyTorch, Feast and FastAPI inside: `longtrail --help` stays instant.
-
-
-def _open(settings: Settings, run: str | None, threads: int) -> "Ranker":
-    from serving.ranker import Ranker, RankerConfig
-
-    return Ranker.open(
-        settings.home, settings.profile, run, config=RankerConfig(num_threads=threads)
-    )
-
-
-_run_option = click.option("--run", help="Name of a run.  [default: the one that is current]")
-_threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Threads of one call of the model; more than one pays on idle cores only.",
-)
+from feature_repo.command import Settings, emit, pass_settings
+from serving.cli_service import key, model_threads_option, serve
 
 
 @click.command()
@@ -40,7 +17,7 @@ _threads_option = click.option(
     show_default=True,
     help="Most items to return.",
 )
-@_run_option
+@click.option("--run", help="Name of a run.  [default: the one that is current]")
 @click.option(
     "--candidates",
     metavar="ID,ID,...",
@@ -54,7 +31,7 @@ _threads_option = click.option(
     show_default=True,
     help="Most behaviours of the user to return, newest first.",
 )
-@_threads_option
+@model_threads_option
 @pass_settings
 def rank(
     settings: Settings,
@@ -63,18 +40,21 @@ def rank(
     run: str | None,
     candidates: str | None,
     num_history: int,
-    threads: int,
+    model_threads: int,
 ) -> None:
     """Rank items for USER_ID, with the reason for each.
 
     Example: longtrail rank 14911 --top 5
     """
+    from serving.ranker import Ranker, RankerConfig
+
     wanted = None
     if candidates is not None:
         wanted = [part.strip() for part in candidates.split(",") if part.strip()]
         if not wanted:
             raise click.BadParameter("names no item id", param_hint="--candidates")
-    ranker = _open(settings, run, threads)
+    config = RankerConfig(num_threads=model_threads)
+    ranker = Ranker.open(settings.home, settings.profile, run, config=config)
     start = time.perf_counter()
     ranking = ranker.rank(user_id, candidates=wanted, top_k=top)
     seconds = time.perf_counter() - start
@@ -98,46 +78,11 @@ def rank(
             ],
             "num_scored": ranking.num_scored,
             "unknown_items": list(ranking.unknown_items),
+            "path": ranking.path,
             "notes": list(ranking.notes),
             "seconds": round(seconds, 4),
         }
     )
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8080,
-    show_default=True,
-    help="Port to listen on; 0 for any free one.",
-)
-@_run_option
-@_threads_option
-@pass_settings
-def serve(settings: Settings, host: str, port: int, run: str | None, threads: int) -> None:
-    """Answer over HTTP: POST /v1/rank, GET /v1/users/{user_id}/features, /healthz, /docs.
-
-    Prints its address as one JSON line once it listens; stops on SIGTERM or Ctrl-C after the
-    running requests have ended.
-
-    Example: longtrail serve --port 8080
-    """
-    from serving.ranker import Ranker
-    from serving.server import is_loopback, run_server
-
-    if not is_loopback(host):
-        say(
-            f"Warning: {host} can be reached from other machines and the service asks for no key; "
-            "put it behind something that does, or use --host 127.0.0.1"
-        )
-    say("reading the catalogue's features ...")
-
-    def announce(url: str, ranker: Ranker) -> None:
-        emit({"url": url, "run": ranker.manifest.run})
-
-    run_server(lambda: _open(settings, run, threads), host=host, port=port, announce=announce)
-
-
-commands: list[click.Command] = [rank, serve]
+commands: list[click.Command] = [rank, serve, key]

@@ -1,6 +1,7 @@
 """A user's kept behaviours of all scenes in one list, newest first."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,6 +17,8 @@ class Behavior:
     text: str
     scene: str
     time: datetime
+    item_id: str | None = None
+    """What it is about, where that is an item of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class History:
         behavior_ids: int64 [L], never 0.
         item_keys: int64 [L]; 0 where the event named no item.
         timestamps: int64 [L]; epoch seconds.
+        positions: int64 [L]; place of each in its scene's sequence.
         now: Epoch seconds of the request.
     """
 
@@ -34,6 +38,7 @@ class History:
     behavior_ids: NDArray[np.int64]
     item_keys: NDArray[np.int64]
     timestamps: NDArray[np.int64]
+    positions: NDArray[np.int64]
     now: int
 
     @classmethod
@@ -45,8 +50,8 @@ class History:
             keep = np.flatnonzero(sequence.mask[0])[::-1]
             name = np.full(len(keep), scene, dtype=object)
             columns = (sequence.behavior_ids, sequence.item_keys, sequence.timestamps)
-            parts.append((name, *(column[0, keep] for column in columns)))
-        scenes, behavior_ids, item_keys, timestamps = (
+            parts.append((name, *(column[0, keep] for column in columns), keep))
+        scenes, behavior_ids, item_keys, timestamps, positions = (
             np.concatenate(column) for column in zip(*parts, strict=True)
         )
         order = np.argsort(-timestamps, kind="stable")
@@ -55,15 +60,33 @@ class History:
             behavior_ids=behavior_ids[order],
             item_keys=item_keys[order],
             timestamps=timestamps[order],
+            positions=positions[order],
             now=int(users.request_times[0]) // 1_000_000,
         )
 
     def __len__(self) -> int:
         return len(self.behavior_ids)
 
-    def behaviors(self, texts: list[str]) -> tuple[Behavior, ...]:
-        """Return the entries with their texts, in the order of the arrays."""
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest behaviour; None without one."""
+        return float(self.now - self.timestamps[0]) if len(self) else None
+
+    def newest(self, number: int) -> "History":
+        """Only the newest behaviours, at most ``number``."""
+        columns = {
+            field.name: getattr(self, field.name)[:number]
+            for field in fields(self)
+            if field.name != "now"
+        }
+        return replace(self, **columns)
+
+    def behaviors(
+        self, texts: Sequence[str], item_ids: Sequence[str | None]
+    ) -> tuple[Behavior, ...]:
+        """Return the entries with their texts and items, in the order of the arrays."""
+        columns = zip(texts, self.scenes, self.timestamps, item_ids, strict=True)
         return tuple(
-            Behavior(text=text, scene=str(scene), time=datetime.fromtimestamp(int(seconds), UTC))
-            for text, scene, seconds in zip(texts, self.scenes, self.timestamps, strict=True)
+            Behavior(text, str(scene), datetime.fromtimestamp(int(seconds), UTC), item_id)
+            for text, scene, seconds, item_id in columns
         )

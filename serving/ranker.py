@@ -1,32 +1,58 @@
-"""From a user id to ranked items with reasons: read, score, sort, explain."""
+"""From a user id to ranked items with reasons: read, choose, score, sort, explain."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.inputs import ItemInputs
+from encoders.inputs import UserInputs
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
+from feature_repo.behavior import normalize
 from feature_repo.catalog import Catalog
-from feature_repo.errors import LongtrailError
+from feature_repo.errors import LongtrailError, StoreError
 from feature_repo.features import OnlineReader, UserFeatures
 from feature_repo.home import Home
-from feature_repo.manifest import load_manifest
+from feature_repo.manifest import DataClock, load_manifest
 from feature_repo.reader import FeatureReader
-from serving.answers import RankedItem, Ranking, UserView
+from serving.answers import (
+    Explanation,
+    HistoryChanges,
+    RankedItem,
+    Ranking,
+    Served,
+    SimilarItem,
+    UnknownItemError,
+    UserPath,
+    UserView,
+)
 from serving.artifact import Artifact, load_artifact
-from serving.history import History
+from serving.changes import change_history
+from serving.explain import contributions_of
+from serving.freshness import history_key, is_current
+from serving.history import Behavior, History
 from serving.items import Catalogue, ItemCache, ItemSnapshot
 from serving.reasons import reasons
-from serving.scoring import Scorer
+from serving.refresh import FreshOutputs, OutputRefresher
+from serving.retrieval import retrieve, similar
+from serving.scoring import DeepOutputs, Scorer
 
 _log = logging.getLogger(__name__)
+
+OnStoreError = Literal["answer", "fail"]
+
+ALIKE_BEHAVIORS = 200
+"""Newest behaviours that a reason may say an item is like."""
+EXPLAINED_TEXTS = 30
+"""Newest distinct texts of a history that are left out one by one to explain scores."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +61,26 @@ class RankerConfig:
 
     chunk_size: int = 2048
     """Items in one call of the model; at least 1."""
-    item_age_s: float = 60.0
+    item_age_s: float = 300.0
     """Seconds after which the catalogue's features are read again; at least 0."""
     num_threads: int = 1
     """Threads of one call of the model; at least 1. PyTorch keeps this per process. Requests run
     side by side, so more than one pays only on idle cores: on two busy ones it took 8x as long."""
+    num_retrieved: int = 500
+    """Items that are scored where a request names none; at least 1."""
+    on_store_error: OnStoreError = "answer"
+    """Where a user cannot be read: rank for an empty history and say so, or fail."""
 
     def __post_init__(self) -> None:
-        for name in ("chunk_size", "num_threads"):
+        for name in ("chunk_size", "num_threads", "num_retrieved"):
             if getattr(self, name) < 1:
                 raise LongtrailError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.item_age_s >= 0:
             raise LongtrailError(f"item_age_s must be at least 0 seconds, got {self.item_age_s}")
+        if self.on_store_error not in get_args(OnStoreError):
+            raise LongtrailError(
+                f"on_store_error must be answer or fail, got {self.on_store_error!r}"
+            )
 
 
 class TextCatalog(Protocol):
@@ -56,16 +90,47 @@ class TextCatalog(Protocol):
     def item_ids(self) -> NDArray[np.object_]:
         """Every item id."""
 
+    def refresh(self) -> None:
+        """Take in texts that have come meanwhile."""
+
     def texts(self, behavior_ids: NDArray[np.int64]) -> list[str]:
         """Texts of behaviour ids, empty where unknown."""
+
+    def title(self, item_id: str) -> str | None:
+        """Title of an item; None for an unknown one."""
+
+
+@dataclass
+class _Request:
+    """A user at a moment, read and made ready for the model."""
+
+    at: datetime
+    catalogue: Catalogue
+    users: UserFeatures
+    user: UserInputs
+    history: History
+    outputs: NDArray[np.float32] | None
+    path: UserPath
+    degraded: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.catalogue.scorer
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Take the time of a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class Ranker:
     """Ranks items for user ids with one model; one instance serves many threads.
 
-    Users are read for every request. Items are read once per ``config.item_age_s``: their ages and
-    windowed counts are those of a moment at most that far from the request's, so a score can differ
-    by as much as the model cares about that time.
+    Users are read for every request. Items are read once per ``config.item_age_s``; ages among
+    their features are brought up to each request's moment.
 
     Args:
         artifact: The model.
@@ -73,6 +138,8 @@ class Ranker:
         table: Vectors of the encoder that the model was trained on.
         catalog: Item ids and texts.
         clock: Tells the moment of a request that names none, UTC.
+        lowercase: Whether the data set's texts are.
+        write_back: Takes deep outputs that had to be computed, for the next request.
         config: Time and memory.
 
     Raises:
@@ -87,20 +154,31 @@ class Ranker:
         catalog: TextCatalog,
         *,
         clock: Callable[[], datetime],
+        lowercase: bool = True,
+        write_back: Callable[[FreshOutputs], None] | None = None,
         config: RankerConfig | None = None,
     ) -> None:
-        config = config or RankerConfig()
-        torch.set_num_threads(config.num_threads)
+        self.config = config or RankerConfig()
+        torch.set_num_threads(self.config.num_threads)
         self.manifest = artifact.manifest
         self._reader = reader
         self._catalog = catalog
         self._clock = clock
-        self._scorer = Scorer(artifact, table, chunk_size=config.chunk_size)
-        self._items = ItemCache(reader, self._scorer, catalog.item_ids, max_age_s=config.item_age_s)
+        self._lowercase = lowercase
+        self._write_back = write_back
+        scorer = Scorer(artifact, table, chunk_size=self.config.chunk_size)
+        self._items = ItemCache(reader, scorer, catalog.item_ids, max_age_s=self.config.item_age_s)
+        self._nobody: UserFeatures | None = None
 
     @classmethod
     def open(
-        cls, home: Home, profile: str, run: str | None = None, *, config: RankerConfig | None = None
+        cls,
+        home: Home,
+        profile: str,
+        run: str | None = None,
+        *,
+        config: RankerConfig | None = None,
+        guard: Callable[[OnlineReader], OnlineReader] | None = None,
     ) -> "Ranker":
         """Open the ranker of a run in ``home``.
 
@@ -109,6 +187,7 @@ class Ranker:
             profile: Whose online store to read.
             run: Name of the run; None for the current one.
             config: Time and memory.
+            guard: Puts something between the ranker and the store, such as a circuit breaker.
 
         Raises:
             MissingStepError: If a step before has not been run.
@@ -116,14 +195,22 @@ class Ranker:
             EncoderError: If the vectors that it was trained on are gone.
         """
         artifact = load_artifact(home, current_run(home) if run is None else run)
-        return cls(
+        outputs_of = None if artifact.parts is None else artifact.manifest.run
+        refresher = OutputRefresher.open(home, profile, outputs_of) if outputs_of else None
+        reader: OnlineReader = FeatureReader(home, profile, outputs_of=outputs_of)
+        ranker = cls(
             artifact,
-            FeatureReader(home, profile),
+            guard(reader) if guard else reader,
             EmbeddingTable.open(home, fingerprint=artifact.manifest.encoder_fingerprint),
             Catalog.load(home),
-            clock=load_manifest(home).now,
+            clock=DataClock(home),
+            lowercase=load_manifest(home).lowercase,
+            write_back=refresher.submit if refresher else None,
             config=config,
         )
+        if refresher is not None:
+            weakref.finalize(ranker, refresher.stop)  # its thread would outlive a swap of models
+        return ranker
 
     def refresh_items(self, at: datetime | None = None) -> int:
         """Read the whole catalogue now; returns how many items the store knows."""
@@ -134,22 +221,49 @@ class Ranker:
 
         Raises:
             ArtifactError: If the store lacks a feature that the model reads.
+            StoreError: If it cannot be read.
         """
         num_items = self.refresh_items()
         _log.info("%d items are ready", num_items)
-        self.rank("", top_k=1)
+        at = self._clock()
+        self._nobody = self._read_user("", at)
+        self.rank("", top_k=1, at=at)
+
+    def check(self) -> None:
+        """Make sure that the store answers.
+
+        Raises:
+            StoreError: If it does not.
+        """
+        self._read_user("", self._clock())
+
+    @property
+    def num_items(self) -> int:
+        """Items that the store knows."""
+        return len(self._items.current(self._clock()).items.item_ids)
+
+    @property
+    def items_at(self) -> datetime:
+        """The moment that the catalogue was read for, UTC."""
+        return self._items.current(self._clock()).items.at
 
     def user(self, user_id: str, *, at: datetime | None = None) -> UserView:
-        """Tell what the online store knows of one user at ``at``; None for now."""
-        at = at or self._clock()
+        """Tell what the online store knows of one user at ``at``; None for now.
+
+        Raises:
+            StoreError: If it does not answer.
+        """
+        at = self._moment(at)
+        self._catalog.refresh()
         users = self._read_user(user_id, at)
         history = History.of(users)
         return UserView(
             known=bool(users.found[0]),
             at=at,
-            history=history.behaviors(self._catalog.texts(history.behavior_ids)),
+            history=self._behaviors(history, self._items.current(at)),
             totals={scene: int(one.total[0]) for scene, one in users.sequences.items()},
             dense=dict(zip(users.dense_names, users.dense[0].tolist(), strict=True)),
+            feature_age_s=history.age_s,
         )
 
     def rank(
@@ -160,57 +274,232 @@ class Ranker:
         top_k: int = 10,
         at: datetime | None = None,
         context: Mapping[str, float] | None = None,
+        changes: HistoryChanges | None = None,
+        num_history: int = 20,
+        num_contributions: int = 0,
     ) -> Ranking:
         """Rank items for a user.
 
         Args:
             user_id: Any string; a user whom the store does not know gets the model's ranking of an
                 empty history and a note that says so.
-            candidates: Item ids to rank; None for the whole catalogue.
+            candidates: Item ids to rank; None for the whole catalogue, of which the
+                ``config.num_retrieved`` most promising are scored (:mod:`serving.retrieval`).
             top_k: Most items to return, at least 1.
             at: The moment of the request, UTC-aware; None for now.
             context: What the request itself tells, by the names that the model was trained with.
+            changes: What if the history were another.
+            num_history: Most behaviours to return.
+            num_contributions: Per item returned, how many of the texts that pulled it up or down.
 
         Raises:
-            LongtrailError: If ``top_k``, ``at`` or a context name is not usable.
+            LongtrailError: If ``top_k``, ``at``, a context name or a change is not usable.
             ArtifactError: If the store lacks a feature that the model reads.
+            StoreError: If the store does not answer and ``config.on_store_error`` says to fail.
 
         Cost: one user read and ceil(items / ``chunk_size``) calls of the model.
         """
-        self._check(top_k, at, context or {})
-        at = at or self._clock()
-        users = self._read_user(user_id, at)
-        catalogue = self._items.at(at)
-        items, unknown = self._candidates(catalogue.items, candidates, at)
-        logits = self._scorer.logits(self._scorer.user_side(users), items.inputs, context or {})
-        # By logit, not by probability: those of very sure models round to 1. The items come by id
-        # and the sort is stable, so that the smaller id is first among equals.
-        order = np.argsort(-logits, kind="stable")
-        scored = order[~np.isnan(logits[order])]
-
-        history = History.of(users)
-        texts = self._catalog.texts(history.behavior_ids)
-        top = items.take(scored[:top_k])
+        context = context or {}
+        if top_k < 1:
+            raise LongtrailError(f"top_k must be at least 1, got {top_k}")
+        self._check_context(context)
+        request = self._prepare(user_id, self._moment(at), changes)
+        with request.stage("features"):
+            items, unknown = self._candidates(request, candidates)
+        with request.stage("model"):
+            logits = self._logits(request, items, context)
+            # By logit, not by probability: those of very sure models round to 1. The items come by
+            # id and the sort is stable, so that the smaller id is first among equals.
+            order = np.argsort(-logits, kind="stable")
+            scored = order[~np.isnan(logits[order])]
+        with request.stage("explain"):
+            best = scored[:top_k]
+            ranked = self._answer(
+                request, items.take(best), logits[best], context, num_contributions
+            )
+            history = self._behaviors(request.history.newest(num_history), request.catalogue)
+        dense = request.users.dense[0]
         return Ranking(
             user_id=user_id,
-            known=bool(users.found[0]),
+            known=bool(request.users.found[0]),
             model=self.manifest.run,
-            at=at,
-            history=history.behaviors(texts),
-            ranked=self._answer(top, logits[scored[:top_k]], history, texts, catalogue),
+            at=request.at,
+            history=history,
+            ranked=ranked,
             unknown_items=unknown,
             num_scored=len(scored),
-            notes=self._notes(users, candidates, unknown, len(logits), len(scored)),
+            notes=self._notes(request, candidates, unknown, len(logits), len(scored)),
+            path=request.path,
+            degraded=request.degraded,
+            seconds=request.seconds,
+            feature_age_s=request.history.age_s,
+            missing_rate=float(np.isnan(dense).mean()) if len(dense) else None,
+            # A history that might have been is nothing that was served: no log, no replay.
+            served=Served(self.manifest, request.users, items, logits) if changes is None else None,
         )
+
+    def explain(
+        self,
+        user_id: str,
+        item_id: str,
+        *,
+        at: datetime | None = None,
+        context: Mapping[str, float] | None = None,
+        changes: HistoryChanges | None = None,
+    ) -> Explanation:
+        """What each text of a user's history adds to an item's score, by leaving it out.
+
+        Raises:
+            UnknownItemError: If the store does not know the item.
+            StoreError: If the store does not answer.
+        """
+        context = context or {}
+        self._check_context(context)
+        request = self._prepare(user_id, self._moment(at), changes, may_degrade=False)
+        items, unknown = self._candidates(request, [item_id])
+        if unknown:
+            raise UnknownItemError(f"the feature store does not know the item {item_id!r}")
+        found = request.scorer.attribute(request.user, items.inputs, context, EXPLAINED_TEXTS)
+        whole, without = _probabilities(
+            np.array([found.logits[0], found.logits_without_history[0]])
+        )
+        (ranked,) = self._answer(request, items, found.logits, context, 0)
+        return Explanation(
+            user_id=user_id,
+            item_id=item_id,
+            text=ranked.text,
+            model=self.manifest.run,
+            at=request.at,
+            score=whole,
+            score_without_history=without,
+            contributions=contributions_of(
+                found, 0, len(found), self.manifest.scenes, self._behaviors_at(request)
+            ),
+            reason=ranked.reason,
+        )
+
+    def similar(self, item_id: str, *, top_k: int = 10) -> tuple[SimilarItem, ...]:
+        """The items nearest to one in the space of the model's vectors.
+
+        Raises:
+            UnknownItemError: If the store does not know the item.
+        """
+        catalogue = self._items.current(self._clock())
+        row = catalogue.items.row.get(item_id)
+        if row is None:
+            raise UnknownItemError(f"the feature store does not know the item {item_id!r}")
+        rows, cosines = similar(catalogue, row, top_k)
+        texts = self._catalog.texts(catalogue.items.text_ids[rows])
+        return tuple(
+            SimilarItem(str(near), text, min(1.0, float(cosine)))
+            for near, text, cosine in zip(
+                catalogue.items.item_ids[rows], texts, cosines, strict=True
+            )
+        )
+
+    def _prepare(
+        self,
+        user_id: str,
+        at: datetime,
+        changes: HistoryChanges | None,
+        *,
+        may_degrade: bool = True,
+    ) -> _Request:
+        """Read a user, and compute the deep outputs unless those that are kept hold."""
+        start = time.perf_counter()
+        self._catalog.refresh()
+        users, degraded = self._read_or_degrade(user_id, at, may_degrade=may_degrade)
+        read = time.perf_counter()
+        catalogue = self._items.current(at)
+        scorer = catalogue.scorer
+        if changes is not None:
+            users = change_history(
+                users,
+                changes,
+                title=self._catalog.title,
+                normalize=lambda text: normalize(text, lowercase=self._lowercase),
+            )
+        user = scorer.user_side(users)
+        ready = time.perf_counter()
+        outputs, path = self._outputs(scorer, users, user)
+        return _Request(
+            at=at,
+            catalogue=catalogue,
+            users=users,
+            user=user,
+            history=History.of(users),
+            outputs=outputs,
+            path=path,
+            degraded=degraded,
+            seconds={
+                "read": read - start,
+                "features": ready - read,
+                "model": time.perf_counter() - ready,
+            },
+        )
+
+    def _outputs(
+        self, scorer: Scorer, users: UserFeatures, user: UserInputs
+    ) -> tuple[NDArray[np.float32] | None, UserPath]:
+        """The user's deep outputs [1, S, Q], and where they came from."""
+        form, scenes = scorer.form, self.manifest.scenes
+        if form is None:
+            return None, "whole"
+        if users.outputs is not None and is_current(users, user, scenes, form):
+            return users.outputs.vectors.reshape(1, len(scenes), form.output_width), "cached"
+        outputs = scorer.user_outputs(user)
+        # Without kept outputs the history is one that was never read: changed, or nobody's.
+        if self._write_back is not None and users.outputs is not None and users.found[0]:
+            seconds = int(users.request_times[0]) // 1_000_000
+            newest = max(int(s.timestamps.max()) for s in users.sequences.values())
+            self._write_back(
+                FreshOutputs(
+                    user_id=str(users.user_ids[0]),
+                    vector=outputs.ravel(),
+                    history_key=history_key(users, user, scenes, form),
+                    computed_at=seconds,
+                    newest=newest or seconds,
+                )
+            )
+        return outputs, "live"
+
+    def _logits(
+        self, request: _Request, items: ItemSnapshot, context: Mapping[str, float]
+    ) -> NDArray[np.float32]:
+        outputs = None
+        if request.outputs is not None and items.outputs is not None:
+            outputs = DeepOutputs(request.outputs, items.outputs)
+        return request.scorer.logits(request.user, items.inputs, context, outputs)
 
     def _read_user(self, user_id: str, at: datetime) -> UserFeatures:
         return self._reader.online_users(np.array([user_id], dtype=object), at=at)
 
-    def _check(self, top_k: int, at: datetime | None, context: Mapping[str, float]) -> None:
-        if top_k < 1:
-            raise LongtrailError(f"top_k must be at least 1, got {top_k}")
+    def _read_or_degrade(
+        self, user_id: str, at: datetime, *, may_degrade: bool
+    ) -> tuple[UserFeatures, tuple[str, ...]]:
+        """The user, or nobody with the reason."""
+        try:
+            return self._read_user(user_id, at), ()
+        except StoreError as error:
+            answer = may_degrade and self.config.on_store_error == "answer"
+            if not answer or self._nobody is None:
+                raise
+            _log.warning("ranked without the user's features: %s", error)
+            nobody = replace(
+                self._nobody,
+                user_ids=np.array([user_id], dtype=object),
+                request_times=np.array([int(at.timestamp() * 1_000_000)], dtype=np.int64),
+            )
+            return nobody, (
+                "the feature store does not answer: ranked by the model with an empty history",
+            )
+
+    def _moment(self, at: datetime | None) -> datetime:
         if at is not None and at.tzinfo is None:
             raise LongtrailError(f"at must have a time zone, got {at.isoformat()}")
+        return at or self._clock()
+
+    def _check_context(self, context: Mapping[str, float]) -> None:
         for name in context:
             if name not in self.manifest.context_names:
                 raise LongtrailError(
@@ -219,59 +508,99 @@ class Ranker:
                 )
 
     def _candidates(
-        self, known: ItemSnapshot, candidates: Sequence[str] | None, at: datetime
+        self, request: _Request, candidates: Sequence[str] | None
     ) -> tuple[ItemSnapshot, tuple[str, ...]]:
         """Return the items to score and the candidates that the store does not know."""
+        known = request.catalogue.items
         if candidates is None:
-            return known, ()
+            rows = retrieve(
+                request.catalogue, request.history, request.outputs, self.config.num_retrieved
+            )
+            return known.take(rows).at_moment(request.at), ()
         distinct = list(dict.fromkeys(candidates))
-        rows = sorted(known.row[c] for c in distinct if c in known.row)
-        cached = known.take(np.array(rows, dtype=np.intp))
+        places = sorted(known.row[c] for c in distinct if c in known.row)
+        cached = known.take(np.array(places, dtype=np.intp)).at_moment(request.at)
         missing = [c for c in distinct if c not in known.row]
         if not missing:
             return cached, ()
         # An item that came after the catalogue was read: the store may know it all the same.
-        late = self._items.read(np.array(missing, dtype=object), at)
+        try:
+            late = self._items.read(np.array(missing, dtype=object), request.at)
+        except StoreError as error:
+            if self.config.on_store_error == "fail":
+                raise
+            _log.warning("candidates beyond the catalogue were left out: %s", error)
+            return cached, tuple(missing)
         unknown = tuple(c for c in missing if c not in late.row)
         return cached.merged(late), unknown
 
     def _answer(
         self,
+        request: _Request,
         top: ItemSnapshot,
         logits: NDArray[np.float32],
-        history: History,
-        texts: list[str],
-        catalogue: Catalogue,
+        context: Mapping[str, float],
+        num_contributions: int,
     ) -> tuple[RankedItem, ...]:
-        inputs: ItemInputs = top.inputs
+        history = request.history.newest(ALIKE_BEHAVIORS)
         why = reasons(
-            history,
-            texts,
-            item_keys=inputs.candidate_item_keys,
-            item_vectors=self._scorer.unit_vectors(top.text_ids),
-            history_vectors=self._scorer.unit_vectors(history.behavior_ids),
-            popular=top.recent_behaviors >= catalogue.popular_from,
-            min_similarity=catalogue.alike_from,
+            request.history,
+            self._catalog.texts(history.behavior_ids),
+            item_keys=top.inputs.candidate_item_keys,
+            item_vectors=request.scorer.unit_vectors(top.text_ids),
+            history_vectors=request.scorer.unit_vectors(history.behavior_ids),
+            popular=top.recent_behaviors >= request.catalogue.popular_from,
+            min_similarity=request.catalogue.alike_from,
         )
-        scores = torch.from_numpy(logits.astype(np.float64)).sigmoid().tolist()
-        columns = zip(top.item_ids, self._catalog.texts(top.text_ids), scores, why, strict=True)
-        return tuple(
+        ranked = tuple(
             RankedItem(item_id=str(item_id), text=text, score=score, reason=reason)
-            for item_id, text, score, reason in columns
+            for item_id, text, score, reason in zip(
+                top.item_ids,
+                self._catalog.texts(top.text_ids),
+                _probabilities(logits),
+                why,
+                strict=True,
+            )
         )
+        if not num_contributions or not ranked:
+            return ranked
+        found = request.scorer.attribute(request.user, top.inputs, context, EXPLAINED_TEXTS)
+        behaviors = self._behaviors_at(request)
+        return tuple(
+            replace(
+                item,
+                contributions=contributions_of(
+                    found, place, num_contributions, self.manifest.scenes, behaviors
+                ),
+            )
+            for place, item in enumerate(ranked)
+        )
+
+    def _behaviors(self, history: History, catalogue: Catalogue) -> tuple[Behavior, ...]:
+        return history.behaviors(
+            self._catalog.texts(history.behavior_ids), catalogue.ids_of_keys(history.item_keys)
+        )
+
+    def _behaviors_at(self, request: _Request) -> dict[tuple[str, int], Behavior]:
+        """Scene and place in its sequence -> the behaviour."""
+        history = request.history
+        places = zip(history.scenes.tolist(), history.positions.tolist(), strict=True)
+        return dict(zip(places, self._behaviors(history, request.catalogue), strict=True))
 
     def _notes(
         self,
-        users: UserFeatures,
+        request: _Request,
         candidates: Sequence[str] | None,
         unknown: tuple[str, ...],
         num_items: int,
         num_scored: int,
     ) -> tuple[str, ...]:
         notes = []
-        if not users.found[0]:
+        if request.degraded:
+            pass  # it says why nothing is known
+        elif not request.users.found[0]:
             notes.append("unknown user: ranked by the model with an empty history")
-        elif not any(sequence.mask.any() for sequence in users.sequences.values()):
+        elif not len(request.history):
             notes.append("no behaviours are kept: ranked by the model with an empty history")
         if candidates is not None and len(set(candidates)) < len(candidates):
             notes.append("candidates named more than once were ranked once")
@@ -289,3 +618,8 @@ class Ranker:
                 num_items,
             )
         return tuple(notes)
+
+
+def _probabilities(logits: NDArray[np.float32]) -> list[float]:
+    probabilities: list[float] = torch.from_numpy(logits.astype(np.float64)).sigmoid().tolist()
+    return probabilities

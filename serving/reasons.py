@@ -4,7 +4,8 @@ A reason is evidence from the user's own history, not an attribution of the mode
 order: the item itself was in the history; its text is close to a behaviour's; it is among the most
 popular; nothing of that.
 
-Shapes: T = items to explain, L = behaviours of the history, D = width of a vector.
+Shapes: T = items to explain, L = newest behaviours that an item may be called like, D = width of a
+vector.
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ def reasons(
     """One reason per item.
 
     Args:
-        history: The user's L behaviours.
-        texts: Their texts, L of them.
+        history: The user's behaviours, L or more.
+        texts: Texts of the L newest.
         item_keys: int64 [T].
         item_vectors: float32 [T, D], unit length, all zero where the item has no text.
         history_vectors: float32 [L, D], unit length, all zero where the vector is not known.
@@ -49,7 +50,7 @@ def reasons(
             result.append(exact)
             continue
         # argmax takes the first of equals, which is the newest.
-        closest = int(cosines[i].argmax()) if len(history) else -1
+        closest = int(cosines[i].argmax()) if len(texts) else -1
         if closest >= 0 and texts[closest] and cosines[i, closest] >= max(min_similarity, 1e-6):
             result.append(f"like '{texts[closest]}'")
         elif popular[i]:

@@ -1,23 +1,60 @@
-"""What the HTTP interface takes and gives, with the limits that it promises."""
+"""What the HTTP interface takes, with the limits that it promises (responses.py: what it gives)."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+)
+
+from serving.answers import AddedBehavior, HistoryChanges
+from serving.events import LiveEvent
 
 MAX_CANDIDATES = 1000
 MAX_TOP_K = 1000
-MAX_ID_LENGTH = 256
+MAX_EXPLAINED = 50
+MAX_BATCH = 64
+MAX_EVENTS = 1000
+MAX_CHANGES = 1000
 MAX_CONTEXT = 100
+MAX_FOUND = 100
+MAX_ID_LENGTH = 256
+MAX_TEXT_LENGTH = 1000  # what ingest takes by default (feature_repo.dataset.Options)
+
+_NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""An id or a text of the data set's own never has them, and logs stay readable."""
 
 Identifier = Annotated[
     str,
-    # No control characters: an id of the data set's own never has them, and logs stay readable.
-    StringConstraints(
-        strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+$"
-    ),
+    StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_CONTROLS),
+]
+Text = Annotated[
+    str,
+    StringConstraints(strict=True, min_length=1, max_length=MAX_TEXT_LENGTH, pattern=_NO_CONTROLS),
 ]
 StrictNumber = Annotated[FiniteFloat, Field(strict=True)]
+Place = Annotated[int, Field(strict=True, ge=0, lt=100_000)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=MAX_TOP_K)]
+Context = Annotated[
+    dict[str, StrictNumber],
+    Field(max_length=MAX_CONTEXT),
+]
+
+
+def _only_text(value: Any) -> Any:
+    # A number would be taken as epoch seconds or milliseconds, by its size.
+    if not isinstance(value, str):
+        raise ValueError("expected a date and time with zone, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_only_text, json_schema_input_type=datetime)]
 
 
 class Body(BaseModel):
@@ -26,121 +63,138 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def examples(*values: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of a model that shows these in OpenAPI."""
+    return ConfigDict(json_schema_extra={"examples": list(values)})
+
+
+_CONTEXT_FIELD: Any = Field(
+    default_factory=dict,
+    description="What the request itself tells, by the names that the model was trained with",
+)
+
+
+class BehaviorToAdd(Body):
+    """A behaviour that the user did not have; `text` left out: the item's title."""
+
+    scene: Identifier
+    text: Text | None = None
+    item_id: Identifier | None = None
+
+
+class Changes(Body):
+    """A history that might have been; nothing is stored."""
+
+    removed: Annotated[list[Place], Field(max_length=MAX_CHANGES)] = Field(
+        default_factory=list,
+        description="Places in the user's history that are left out, 0 = newest",
+    )
+    added: Annotated[list[BehaviorToAdd], Field(max_length=MAX_CHANGES)] = Field(
+        default_factory=list, description="Behaviours of just now, oldest first"
+    )
+
+
+def as_changes(changes: Changes | None) -> HistoryChanges | None:
+    """Return what the ranker takes."""
+    if changes is None:
+        return None
+    return HistoryChanges(
+        removed=tuple(changes.removed),
+        added=tuple(
+            AddedBehavior(scene=one.scene, text=one.text, item_id=one.item_id)
+            for one in changes.added
+        ),
+    )
+
+
+_CHANGES_FIELD: Any = Field(
+    None, description="A history that might have been, for what-if questions"
+)
+
+
 class RankRequest(Body):
     """Whom to rank for, and what."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"user_id": "14911", "top_k": 5},
-                {"user_id": "14911", "candidates": ["85123A", "22423"], "top_k": 2},
-            ]
-        }
+    model_config = examples(
+        {"user_id": "14911", "top_k": 5},
+        {"user_id": "14911", "candidates": ["85123A", "22423"], "top_k": 2, "explain": True},
+        {"user_id": "14911", "changes": {"removed": [0]}},
     )
 
     user_id: Identifier
     candidates: (
         Annotated[list[Identifier], Field(min_length=1, max_length=MAX_CANDIDATES)] | None
     ) = Field(None, description="Item ids to rank; left out: the whole catalogue")
-    top_k: Annotated[int, Field(strict=True, ge=1, le=MAX_TOP_K)] = Field(
-        10, description="Most items to return"
+    top_k: TopK = Field(10, description="Most items to return")
+    context: Context = _CONTEXT_FIELD
+    changes: Changes | None = _CHANGES_FIELD
+    explain: Annotated[bool, Field(strict=True)] = Field(
+        False,
+        description="Tell the behaviours that pulled each item up or down; then `top_k` is at most "
+        f"{MAX_EXPLAINED}",
     )
-    context: Annotated[dict[str, StrictNumber], Field(max_length=MAX_CONTEXT)] = Field(
-        default_factory=dict,
-        description="What the request itself tells, by the names that the model was trained with",
+
+
+class BatchRequest(Body):
+    """Several rankings at once."""
+
+    model_config = examples(
+        {"requests": [{"user_id": "14911", "top_k": 5}, {"user_id": "12748", "top_k": 5}]}
     )
 
-
-class RankedEntry(Body):
-    """An item in the answer."""
-
-    item_id: str
-    text: str = Field(description="The item's title; empty where none is known")
-    score: float = Field(ge=0, le=1, description="Probability of a click")
-    reason: str = Field(description="Evidence from the user's own history, in words")
+    requests: Annotated[list[RankRequest], Field(min_length=1, max_length=MAX_BATCH)]
 
 
-class RankResponse(Body):
-    """Items, best first."""
+class ExplainRequest(Body):
+    """Whose score of which item to explain."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples({"user_id": "14911", "item_id": "85123A"})
+
+    user_id: Identifier
+    item_id: Identifier
+    context: Context = _CONTEXT_FIELD
+    changes: Changes | None = _CHANGES_FIELD
+
+
+class EventEntry(Body):
+    """A behaviour that just happened."""
+
+    event_id: Identifier = Field(
+        description="Your own; the same id again is the same event and changes nothing"
+    )
+    user_id: Identifier
+    scene: Identifier = Field(description="One of the data set's")
+    text: Text | None = Field(None, description="As in the data; left out: the item's title")
+    item_id: Identifier | None = Field(None, description="What it is about, if anything")
+    event_timestamp: Moment | None = Field(None, description="When; left out: now")
+
+    def as_event(self) -> LiveEvent:
+        """Return what the journal takes."""
+        return LiveEvent(
+            event_id=self.event_id,
+            user_id=self.user_id,
+            scene=self.scene,
+            text=self.text,
+            item_id=self.item_id,
+            event_timestamp=self.event_timestamp,
+        )
+
+
+class EventsRequest(Body):
+    """New behaviours, in any order."""
+
+    model_config = examples(
+        {
+            "events": [
                 {
+                    "event_id": "order-581587-1",
                     "user_id": "14911",
-                    "known": True,
-                    "model": "bahe_small-20261121-101500",
-                    "ranked": [
-                        {
-                            "item_id": "85123A",
-                            "text": "white hanging heart t-light holder",
-                            "score": 0.41,
-                            "reason": "purchase before: 3 times, last 12 days ago",
-                        }
-                    ],
-                    "unknown_items": ["22423"],
-                    "notes": ["1 unknown item left out"],
+                    "scene": "purchase",
+                    "text": "bought white hanging heart t-light holder",
+                    "item_id": "85123A",
                 }
             ]
         }
     )
 
-    user_id: str
-    known: bool = Field(description="Whether the feature store knows the user")
-    model: str = Field(description="Name of the run")
-    ranked: list[RankedEntry]
-    unknown_items: list[str] = Field(description="Candidates that the feature store does not know")
-    notes: list[str] = Field(description="What is unusual about this answer")
-
-
-class BehaviorEntry(Body):
-    """One behaviour of a user."""
-
-    text: str
-    time: datetime = Field(description="UTC")
-
-
-class SceneHistory(Body):
-    """A user's behaviours of one scene."""
-
-    total: int = Field(description="Behaviours of all time")
-    behaviors: list[BehaviorEntry] = Field(description="The kept ones, newest first")
-
-
-class UserFeaturesResponse(Body):
-    """What the online store knows of a user now."""
-
-    user_id: str
-    known: bool
-    at: datetime = Field(description="The moment that ages refer to, UTC")
-    sequences: dict[str, SceneHistory] = Field(description="By scene")
-    dense: dict[str, float | None] = Field(description="By name; null where missing or expired")
-
-
-class HealthResponse(Body):
-    """What is being served."""
-
-    status: str = Field(description="`ok`")
-    run: str
-    encoder_fingerprint: str
-    dataset: str
-
-
-class Problem(BaseModel):
-    """One thing that is wrong with a request."""
-
-    loc: list[str | int] = Field(description="Where: `body`, then the names of the fields")
-    msg: str
-    type: str
-
-
-class Invalid(BaseModel):
-    """A malformed request."""
-
-    detail: list[Problem]
-
-
-class Failure(BaseModel):
-    """A request that could not be answered."""
-
-    detail: str
+    events: Annotated[list[EventEntry], Field(min_length=1, max_length=MAX_EVENTS)]

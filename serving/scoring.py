@@ -5,18 +5,35 @@ others as in :data:`feature_repo.artifact.PROGRAM_INPUTS`, where B is always 1 h
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from encoders.attribution import Attribution, attribute
 from encoders.evidence import candidate_evidence, evidence_names
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
+from feature_repo.artifact import ProgramParts
 from feature_repo.errors import ArtifactError
 from feature_repo.features import ItemFeatures, UserFeatures
 from serving.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class DeepOutputs:
+    """Of one user and of T items.
+
+    Args:
+        user: float32 [1, S, Q].
+        items: float32 [T, Q].
+    """
+
+    user: NDArray[np.float32]
+    items: NDArray[np.float32]
 
 
 class Scorer:
@@ -40,7 +57,7 @@ class Scorer:
                 f"run {self.manifest.run} reads evidence that this version does not compute: run "
                 "`longtrail train` again"
             )
-        self._score = artifact.score
+        self._artifact = artifact
         self._table = table
         self._vectors = torch.from_numpy(table.vectors)
         self._chunk_size = chunk_size
@@ -87,8 +104,48 @@ class Scorer:
             vocabularies=self.manifest.category_vocabularies,
         )
 
+    @property
+    def form(self) -> ProgramParts | None:
+        """What deep outputs depend on; None where they cannot be computed apart from scores."""
+        return None if self._artifact.parts is None else self._artifact.parts.form
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether they can."""
+        return self._artifact.parts is not None
+
+    def user_outputs(self, user: UserInputs) -> NDArray[np.float32]:
+        """Deep outputs of users, [B, S, Q]; for a model that :attr:`has_parts`."""
+        assert self._artifact.parts is not None
+        newest = user.last(self.manifest.sequence_length)
+        history = _tensors(newest.history_rows, newest.history_ages)
+        with torch.inference_mode():
+            outputs: NDArray[np.float32] = self._artifact.parts.users(
+                self._vectors, *history
+            ).numpy()
+        return outputs
+
+    def item_outputs(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Deep outputs of titles by their table rows, [R, Q]; for a model that has parts.
+
+        Cost: each distinct row once, in calls of at most C rows.
+        """
+        assert self._artifact.parts is not None
+        distinct, places = np.unique(rows, return_inverse=True)
+        outputs = np.empty((len(distinct), self._artifact.parts.form.output_width), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(distinct), self._chunk_size):
+                chunk = slice(start, start + self._chunk_size)
+                (part,) = _tensors(distinct[chunk])
+                outputs[chunk] = self._artifact.parts.items(self._vectors, part)
+        return outputs[places]
+
     def logits(
-        self, user: UserInputs, items: ItemInputs, context: Mapping[str, float]
+        self,
+        user: UserInputs,
+        items: ItemInputs,
+        context: Mapping[str, float],
+        outputs: DeepOutputs | None = None,
     ) -> NDArray[np.float32]:
         """Logits [T] of one user's candidates.
 
@@ -96,46 +153,84 @@ class Scorer:
             user: Inputs of exactly one user.
             items: Inputs of T items; T may be 0.
             context: Name -> value, the same for every candidate; a name left out is missing.
+            outputs: What was computed before; with it only the head runs.
 
         Cost: ceil(T / C) runs of the program.
         """
         assert user.history_rows.shape[0] == 1, user.history_rows.shape
         num_items = len(items.candidate_rows)
-        values = np.array(
-            [context.get(name, np.nan) for name in self.manifest.context_names], dtype=np.float32
-        )
+        values = self.context_values(context)
         newest = user.last(self.manifest.sequence_length)
-        user_side = [
-            torch.from_numpy(np.ascontiguousarray(array))
-            for array in (
-                newest.history_rows,
-                newest.history_item_keys,
-                newest.history_ages,
-                newest.history_totals,
-                newest.user_dense,
-            )
-        ]
+        user_side = _tensors(
+            newest.history_rows,
+            newest.history_item_keys,
+            newest.history_ages,
+            newest.history_totals,
+            newest.user_dense,
+        )
         logits = np.empty(num_items, dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, num_items, self._chunk_size):
                 chunk = slice(start, start + self._chunk_size)
                 part = items.take(chunk)
-                candidates = [
-                    torch.from_numpy(np.ascontiguousarray(array))[None]
-                    for array in (
-                        part.candidate_rows,
-                        part.candidate_item_keys,
-                        part.candidate_dense,
-                        part.candidate_categories,
-                    )
-                ]
-                evidence = torch.from_numpy(candidate_evidence(user, 0, part, self._table))[None]
-                size = candidates[0].shape[1]
-                columns = torch.from_numpy(np.broadcast_to(values, (1, size, len(values))).copy())
-                logits[chunk] = self._score(
-                    self._vectors, *user_side, *candidates, columns, evidence
-                )[0]
+                evidence = candidate_evidence(user, 0, part, self._table)
+                columns = np.repeat(values[None], len(evidence), axis=0)
+                inputs = (
+                    self._vectors,
+                    *user_side,
+                    *(
+                        tensor[None]
+                        for tensor in _tensors(
+                            part.candidate_rows,
+                            part.candidate_item_keys,
+                            part.candidate_dense,
+                            part.candidate_categories,
+                            columns,
+                            evidence,
+                        )
+                    ),
+                )
+                logits[chunk] = self._call(inputs, outputs, chunk)[0]
         return logits
+
+    def _call(
+        self, inputs: tuple[Tensor, ...], outputs: DeepOutputs | None, chunk: slice
+    ) -> Tensor:
+        if outputs is None:
+            return self._artifact.score(*inputs)
+        assert self._artifact.parts is not None
+        user, items = _tensors(outputs.user, outputs.items[chunk])
+        return self._artifact.parts.head(user, items[None], *inputs)
+
+    def context_values(self, context: Mapping[str, float]) -> NDArray[np.float32]:
+        """A request's context in the manifest's order, [Fx]; NaN = missing."""
+        names = self.manifest.context_names
+        return np.array([context.get(name, np.nan) for name in names], dtype=np.float32)
+
+    def attribute(
+        self, user: UserInputs, items: ItemInputs, context: Mapping[str, float], number: int
+    ) -> Attribution:
+        """What the ``number`` newest texts of one user's history add to the scores of T items."""
+        return attribute(
+            self._artifact.score,
+            self._table,
+            user,
+            items,
+            self.context_values(context),
+            sequence_length=self.manifest.sequence_length,
+            max_behaviors=number,
+        )
+
+    def refreshed(self) -> "Scorer":
+        """The same with the vectors that other processes have added; itself where none are."""
+        table = self._table.refreshed()
+        if table is self._table:
+            return self
+        return Scorer(self._artifact, table, chunk_size=self._chunk_size)
+
+    def rows(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of texts in the table, 0 where it has none."""
+        return self._table.rows(behavior_ids)
 
     def unit_vectors(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Look up vectors of behaviours, at unit length [R, D]; all zero where there is none."""
@@ -162,3 +257,9 @@ class Scorer:
             f"run {self.manifest.run} reads {what}, which the feature store does not have: run "
             "`longtrail train` again on the features as they are now"
         )
+
+
+def _tensors(*arrays: NDArray[Any]) -> tuple[Tensor, ...]:
+    # Arrays over a store's bytes are read-only, which tensors cannot be: these alone are copied.
+    writable = (np.require(array, requirements=("C", "W")) for array in arrays)
+    return tuple(torch.from_numpy(array) for array in writable)

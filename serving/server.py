@@ -1,25 +1,42 @@
-"""The server process: one listening socket, one ranker, a stop that drops no request."""
+"""The server: one listening socket, one application per process, a stop that drops no request."""
 
-import ipaddress
+import gc
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from fastapi import FastAPI
 
 from feature_repo.errors import LongtrailError
-from serving.app import create_app
-from serving.ranker import Ranker
+from serving.deployment import settle_memory
+from serving.workers import STOP_TIMEOUT_S, Workers
 
-STOP_TIMEOUT_S = 10
-"""Seconds that running requests have to end when the server is asked to stop."""
+_BACKLOG = 2048
+"""Connections that wait while the workers are busy; uvicorn's own number."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedApp:
+    """An application that is ready to answer.
+
+    Args:
+        app: It.
+        run: Name of the run that it serves.
+        refresh: Looks for another run and other keys now; called on SIGHUP.
+        close: Ends its threads and writes what waits.
+    """
+
+    app: FastAPI
+    run: str
+    refresh: Callable[[], None]
+    close: Callable[[], None]
 
 
 class _Announcing(uvicorn.Server):
@@ -34,60 +51,98 @@ class _Announcing(uvicorn.Server):
         self._announce()
 
 
+def serve(
+    listener: socket.socket,
+    open_app: Callable[[], OpenedApp],
+    *,
+    announce: Callable[[str], None],
+    trusted_proxies: Sequence[str] = (),
+) -> None:
+    """Serve on a socket until SIGTERM or SIGINT, then let the running requests end.
+
+    Args:
+        listener: Bound and listening.
+        open_app: Opens the application.
+        announce: Called with the name of the run once requests are answered.
+        trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
+
+    Raises:
+        LongtrailError: Whatever opening the application raises.
+    """
+    opened = open_app()
+    settle_memory()
+    config = uvicorn.Config(
+        opened.app,
+        # Lines and requests are logged by serving.logs and serving.middleware.
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
+        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+    )
+    server = _Announcing(config, lambda: announce(opened.run))
+    # uvicorn ends the running requests, then raises the signal again; SIGTERM is given SIGINT's
+    # way out, so that a stop that was asked for is a normal return.
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, lambda *_: opened.refresh()),
+    }
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        _log.info("stopped")
+    finally:
+        # What is written now is not cut off by someone who asks twice.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        opened.close()
+        gc.unfreeze()  # or libraries report at exit what they take for leaks
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def run_server(
-    open_ranker: Callable[[], Ranker],
+    open_app: Callable[[], OpenedApp],
     *,
     host: str,
     port: int,
-    announce: Callable[[str, Ranker], None],
+    announce: Callable[[str, str], None],
+    workers: int = 1,
+    trusted_proxies: Sequence[str] = (),
+    on_worker_gone: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let the running requests end.
+    """Serve until SIGTERM or SIGINT, in this process or in several workers.
 
     Args:
-        open_ranker: Makes the ranker, after the port is known to be free.
+        open_app: Opens the application, after the port is known to be free.
         host: Name or address to listen on.
         port: Port to listen on; 0 for any free one.
-        announce: Called with the address and the ranker once requests are answered.
+        announce: Called with the address and the name of the run once requests are answered.
+        workers: Processes that answer; 1 for this one alone.
+        trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
+        on_worker_gone: Called with the id of every worker process that has ended.
 
     Raises:
-        LongtrailError: If the port cannot be had, or whatever opening the ranker raises.
+        LongtrailError: If the port cannot be had, or whatever opening the application raises.
     """
     with _listen(host, port) as listener:
-        ranker = open_ranker()
-        ranker.warm_up()
-        config = uvicorn.Config(
-            create_app(ranker),
-            log_config=_log_config(),
-            timeout_graceful_shutdown=STOP_TIMEOUT_S,
-        )
-        server = _Announcing(config, lambda: announce(_url(listener), ranker))
-        # uvicorn ends the running requests, then raises the signal again; SIGTERM is given
-        # SIGINT's way out, so that a stop that was asked for is a normal return.
-        previous = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            _log.info("stopped")
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        address = _url(listener)
 
+        def serve_here(tell: Callable[[str], None]) -> None:
+            serve(listener, open_app, announce=tell, trusted_proxies=trusted_proxies)
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``; a name other than localhost is not trusted."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        if workers == 1:
+            serve_here(lambda run: announce(address, run))
+        else:
+            supervisor = Workers(serve_here, num_workers=workers, on_gone=on_worker_gone)
+            supervisor.run(lambda run: announce(address, run))
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         # create_server adds the address to the error's own text, where it is already named.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
@@ -101,10 +156,5 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _log_config() -> dict[str, Any]:
-    """Return uvicorn's own, but log requests on stderr: stdout is data."""
-    handlers = {
-        name: {**handler, "stream": "ext://sys.stderr"}
-        for name, handler in LOGGING_CONFIG["handlers"].items()
-    }
-    return {**LOGGING_CONFIG, "handlers": handlers}
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

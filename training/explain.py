@@ -82,11 +82,11 @@ def explain(
         user_id=str(request.user_ids[0]),
         item_id=str(request.item_ids[0]),
         title=texts.texts(items.text_ids)[0],
-        logit=found.logit,
-        logit_without_history=found.logit_without_history,
+        logit=float(found.logits[0]),
+        logit_without_history=float(found.logits_without_history[0]),
         behaviors=[
             (name, float(value))
-            for name, value in zip(names, found.contribution[strongest], strict=True)
+            for name, value in zip(names, found.contributions[strongest, 0], strict=True)
         ],
     )
 

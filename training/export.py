@@ -12,16 +12,18 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from encoders.inputs import item_inputs, user_inputs
+from encoders.inputs import history_keys, item_inputs, user_inputs
 from feature_repo.artifact import load_run_manifest
 from feature_repo.catalog import Catalog
 from feature_repo.errors import ArtifactError
 from feature_repo.home import complete_folder
 from feature_repo.progress import Progress, silent
 from training.artifact import load_model
-from training.model import Bahe
+from training.parts import deep_model
 from training.sources import Sources
-from training.trees import Ensemble
+
+_Rows = tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]
+"""Vectors, event times in epoch microseconds, and what the vectors were computed from."""
 
 CHUNK = 4096
 """Users or items computed at a time."""
@@ -61,10 +63,8 @@ def export_embeddings(
     started = time.monotonic()
     manifest = load_run_manifest(sources.home, run)
     sources = sources.with_encoder(manifest.encoder_fingerprint)
-    model = load_model(sources, manifest)
-    if isinstance(model, Ensemble):
-        model = model.network
-    if not isinstance(model, Bahe):
+    model = deep_model(load_model(sources, manifest))
+    if model is None:
         raise ArtifactError(
             f"run {run!r} is a {manifest.recipe} model, which has no deep outputs to export: "
             "choose a run of a bahe recipe"
@@ -73,22 +73,24 @@ def export_embeddings(
     now_us = (now - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     table = torch.from_numpy(sources.table.vectors)
 
-    def user_rows(ids: NDArray[np.object_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def user_rows(ids: NDArray[np.object_]) -> _Rows:
         features = sources.reader.historical_users(ids, np.full(len(ids), now_us))
-        inputs = user_inputs(features, sources.table, scenes=manifest.scenes).last(
-            manifest.sequence_length
-        )
+        whole = user_inputs(features, sources.table, scenes=manifest.scenes)
+        keys = history_keys(features, whole, manifest.scenes, model.config.deep_length)
+        inputs = whole.last(manifest.sequence_length)
         vectors = model.user_vectors(
             table, torch.from_numpy(inputs.history_rows), torch.from_numpy(inputs.history_ages)
         )
         last = np.max([s.timestamps.max(axis=1) for s in features.sequences.values()], axis=0)
-        return vectors.flatten(1).numpy(), np.where(last > 0, last * 1_000_000, now_us)
+        origin = {"history_key": keys, "computed_time": np.full(len(ids), now_us // 1_000_000)}
+        times = np.where(last > 0, last * 1_000_000, now_us)
+        return vectors.flatten(1).numpy(), times, origin
 
-    def item_rows(ids: NDArray[np.object_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def item_rows(ids: NDArray[np.object_]) -> _Rows:
         features = sources.reader.historical_items(ids, np.full(len(ids), now_us))
         inputs = item_inputs(features, sources.table, vocabularies=manifest.category_vocabularies)
         vectors = model.item_vectors(table, torch.from_numpy(inputs.candidate_rows))
-        return vectors.numpy(), np.full(len(ids), now_us)
+        return vectors.numpy(), np.full(len(ids), now_us), {"text_id": features.text_ids}
 
     user_ids, item_ids = _user_ids(sources.home.events), Catalog.load(sources.home).item_ids
     widths = []
@@ -103,8 +105,8 @@ def export_embeddings(
                 for start in range(0, len(ids), CHUNK):
                     chunk = ids[start : start + CHUNK]
                     with torch.inference_mode():
-                        vectors, times = compute(chunk)
-                    rows = _rows(f"{entity}_id", chunk, vectors, times, run)
+                        vectors, times, origin = compute(chunk)
+                    rows = _rows(f"{entity}_id", chunk, vectors, times, run, origin)
                     if writer is None:
                         widths.append(vectors.shape[1])
                         writer = pq.ParquetWriter(
@@ -139,6 +141,7 @@ def _rows(
     vectors: NDArray[np.float32],
     times: NDArray[np.int64],
     run: str,
+    origin: dict[str, NDArray[np.int64]],
 ) -> pa.Table:
     stamp = pa.array(times, type=pa.timestamp("us", tz="UTC"))
     offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
@@ -149,6 +152,7 @@ def _rows(
                 pa.array(offsets), pa.array(vectors.ravel(), type=pa.float32())
             ),
             "model_version": pa.array([run] * len(ids), type=pa.string()),
+            **{name: pa.array(values, type=pa.int64()) for name, values in origin.items()},
             "event_timestamp": stamp,
             "created_timestamp": stamp,
         }

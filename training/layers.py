@@ -301,6 +301,10 @@ class AgeEmbedding(nn.Module):
         exponent = torch.log2(ages.clamp(min=1) / 3600).floor() + 1
         return exponent.clamp(0, self.table.num_embeddings - 1).long()
 
+    def edges_s(self) -> tuple[float, ...]:
+        """The ages in seconds at which buckets 1 and on begin."""
+        return tuple(3600.0 * 2**i for i in range(self.table.num_embeddings - 1))
+
     def forward(self, ages: Float[Tensor, "*N"]) -> Float[Tensor, "*N W"]:
         """The vectors of ages in seconds."""
         vectors: Tensor = self.table(self.buckets(ages))

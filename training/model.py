@@ -119,24 +119,37 @@ class Bahe(ClickModel):
     def logits(self, inputs: ProgramInputs) -> Float[Tensor, "B C"]:
         """Logits of every candidate; while learning those of every member, [B, C, K]."""
         flat = FlatCandidates(inputs.candidate_item_keys)
-        deep = [self._deep(flat, inputs)] if self.config.use_text else []
-        texts, attended = self._texts(flat, inputs)
-        evidence = self.evidence_norm(texts)
-        dense, dense_logit = self.dense(flat, inputs)
-        x = self.input_dropout(torch.cat([*deep, *attended, evidence, dense], dim=-1))
-        shared = self.cross_logit(self.cross(x)) + self.evidence_skip(evidence)
-        logits = self.perceptron(x) + shared + dense_logit.unsqueeze(-1)  # (R, K)
-        return flat.restore(logits if self.training else logits.mean(-1))
-
-    def _deep(self, flat: FlatCandidates, inputs: ProgramInputs) -> Float[Tensor, "R W"]:
-        """Q_u, Q_i, their products, and one similarity per scene."""
+        if not self.config.use_text:
+            return self._head(flat, inputs, None)
         contexts = self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
         rows = flat.select(inputs.candidate_rows)
         items = self.item_vectors(inputs.table, rows)
         if self.training and self.config.next_behavior_weight:
             owners = flat.spread(torch.arange(len(contexts), device=contexts.device))
             self._last_pass = (contexts, items, rows, owners)
-        return deep_interactions(flat.spread(contexts), items)
+        return self._head(flat, inputs, deep_interactions(flat.spread(contexts), items))
+
+    def head(
+        self,
+        inputs: ProgramInputs,
+        users: Float[Tensor, "B S Q"],
+        items: Float[Tensor, "B C Q"],
+    ) -> Float[Tensor, "B C"]:
+        """The same from deep outputs that were computed before; for models that read texts."""
+        flat = FlatCandidates(inputs.candidate_item_keys)
+        return self._head(flat, inputs, deep_interactions(flat.spread(users), flat.select(items)))
+
+    def _head(
+        self, flat: FlatCandidates, inputs: ProgramInputs, deep: Float[Tensor, "R W"] | None
+    ) -> Float[Tensor, "B C"]:
+        texts, attended = self._texts(flat, inputs)
+        evidence = self.evidence_norm(texts)
+        dense, dense_logit = self.dense(flat, inputs)
+        parts = [*attended, evidence, dense]
+        x = self.input_dropout(torch.cat(parts if deep is None else [deep, *parts], dim=-1))
+        shared = self.cross_logit(self.cross(x)) + self.evidence_skip(evidence)
+        logits = self.perceptron(x) + shared + dense_logit.unsqueeze(-1)  # (R, K)
+        return flat.restore(logits if self.training else logits.mean(-1))
 
     def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:
         """Softmax over the batch's items, by the similarity of deep outputs alone.

@@ -6,6 +6,7 @@ Shapes: see :data:`feature_repo.artifact.PROGRAM_INPUTS`.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import torch
@@ -53,19 +54,36 @@ def save_program(model: nn.Module, schema: InputSchema, path: Path) -> None:
         schema: What it reads.
         path: File to write.
     """
-    model.eval()
+    save_exported(model, example_inputs(schema), dynamic_sizes(), path)
+
+
+def dynamic_sizes() -> tuple[dict[int, Dim], ...]:
+    """Which sizes of the program's inputs may be any, in their order."""
     contexts, candidates, rows = Dim("contexts"), Dim("candidates"), Dim("rows")
-    dynamic: dict[str, dict[int, Dim]] = {}
+    dynamic: list[dict[int, Dim]] = []
     for name in PROGRAM_INPUTS:
         if name == "table":
-            dynamic[name] = {0: rows}
+            dynamic.append({0: rows})
         elif name.startswith("candidate") or name in ("context", "evidence"):
-            dynamic[name] = {0: contexts, 1: candidates}
+            dynamic.append({0: contexts, 1: candidates})
         else:
-            dynamic[name] = {0: contexts}
-    program = torch.export.export(
-        model, example_inputs(schema), dynamic_shapes=tuple(dynamic.values())
-    )
+            dynamic.append({0: contexts})
+    return tuple(dynamic)
+
+
+def save_exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple[Any, ...], path: Path
+) -> None:
+    """Export any module; see :func:`save_program`.
+
+    Args:
+        model: Put into evaluation mode.
+        inputs: Examples of its inputs.
+        dynamic: Of each input, which sizes may be any.
+        path: File to write.
+    """
+    model.eval()
+    program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
     program.example_inputs = None
     torch.export.save(program, path)
 

@@ -36,6 +36,7 @@ from training.impressions import load_impressions
 from training.loop import LoopResult, TrainingLoop
 from training.manifest import artifact_manifest, input_schema
 from training.metrics import summarize
+from training.parts import save_parts
 from training.program import load_program, save_program
 from training.recipes import Recipe
 from training.reference import training_reference
@@ -160,10 +161,11 @@ def train(
                 )
                 calibrated = CalibratedModel(model, calibration)
                 save_program(calibrated, schema, part / PROGRAM_FILE)
+                parts = save_parts(model, calibration, schema, part)
                 metrics = _evaluate(part / PROGRAM_FILE, _table(sources), data)
                 manifest = artifact_manifest(
                     sources, recipe, schema, name, data["train"], metrics, learned.history
-                ).model_copy(update={"calibration": calibration})
+                ).model_copy(update={"calibration": calibration, "parts": parts})
                 reference = training_reference(data["train"], sources.table, schema.scenes)
                 reference.save(part / REFERENCE_FILE)
                 manifest.save(part / MANIFEST_FILE)

@@ -222,6 +222,13 @@ class Ensemble(ClickModel):
             return logits
         return (logits + self.trees.logits(inputs)) / 2
 
+    def head(
+        self, inputs: ProgramInputs, users: Float[Tensor, "B S Q"], items: Float[Tensor, "B C Q"]
+    ) -> Float[Tensor, "B C"]:
+        """The same from deep outputs of the network that were computed before."""
+        logits: Tensor = self.network.head(inputs, users, items)  # type: ignore[operator]
+        return (logits + self.trees.logits(inputs)) / 2
+
     def auxiliary_loss(self, clicked: Float[Tensor, " R"]) -> Tensor | None:
         """The network's."""
         return self.network.auxiliary_loss(clicked)

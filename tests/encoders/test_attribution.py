@@ -1,6 +1,6 @@
 """Contributions against scores whose answer is known by hand."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -52,7 +52,8 @@ class Program:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         named = dict(zip(PROGRAM_INPUTS, inputs, strict=True))
         self.calls.append(named)
-        return self.weights[named["history_rows"]].sum((1, 2))[:, None]
+        sums = self.weights[named["history_rows"]].sum((1, 2))
+        return sums[:, None].expand(named["candidate_rows"].shape)
 
 
 CONTEXT = np.array([1.0], dtype=np.float32)
@@ -68,17 +69,17 @@ def test_single_behaviours_newest_first():
     score = Program()
     user = make_user([[0, 1, 3, 3], [0, 0, 2, 1]])
     found = explain(score, user, group_by_text=False)
-    assert found.contribution.tolist() == [4, 1, 4, 2, 1]
+    assert found.contributions[:, 0].tolist() == [4, 1, 4, 2, 1]
     assert found.scene_index.tolist() == [0, 1, 0, 1, 0]
     assert found.position.tolist() == [3, 3, 2, 2, 1]
     assert found.count.tolist() == [1] * 5
-    assert (found.logit, found.logit_without_history) == (12, 0)
+    assert (found.logits, found.logits_without_history) == ([12], [0])
     assert found.strongest(2).tolist() == [0, 2]
 
 
 def test_the_same_text_of_a_scene_is_left_out_together():
     found = explain(Program(), make_user([[3, 1, 3, 3], [0, 0, 3, 1]]))
-    assert found.contribution.tolist() == [12, 1, 4, 1]
+    assert found.contributions[:, 0].tolist() == [12, 1, 4, 1]
     assert found.scene_index.tolist() == [0, 1, 1, 0]
     assert found.position.tolist() == [3, 3, 2, 1]
     assert found.count.tolist() == [3, 1, 1, 1]
@@ -92,8 +93,8 @@ def test_what_hides_one_by_one_shows_as_a_group():
     user = make_user([[3, 3, 3, 1]])
     single = explain(bought_before, user, group_by_text=False)
     grouped = explain(bought_before, user)
-    assert single.contribution.tolist() == [0, 0, 0, 0]
-    assert grouped.contribution.tolist() == [0, 1]
+    assert single.contributions[:, 0].tolist() == [0, 0, 0, 0]
+    assert grouped.contributions[:, 0].tolist() == [0, 1]
 
 
 def test_leaving_out_empties_the_place_and_lowers_the_total():
@@ -145,7 +146,7 @@ def test_only_the_newest_of_all_scenes_and_groups_as_a_whole():
     found = explain(Program(), user, max_behaviors=3)
     assert found.scene_index.tolist() == [1, 1, 0]
     assert found.position.tolist() == [2, 1, 2]
-    assert found.contribution.tolist() == [16, 16, 4]
+    assert found.contributions[:, 0].tolist() == [16, 16, 4]
     assert found.count.tolist() == [2, 1, 1]
 
 
@@ -156,14 +157,14 @@ def test_long_histories_go_in_chunks_and_the_result_is_the_same():
     assert [len(call["context"]) for call in score.calls] == [64, 64, 14]
     assert CHUNK_CONTEXTS == 64
     expected = score.weights.numpy()[rows[found.scene_index, found.position]]
-    np.testing.assert_array_equal(found.contribution, expected)
+    np.testing.assert_array_equal(found.contributions[:, 0], expected)
     assert len(found) == 140
 
 
 def test_an_empty_history_has_nothing_to_attribute():
     found = explain(Program(), make_user([[0, 0, 0]]))
     assert len(found) == 0
-    assert found.logit == found.logit_without_history == 0
+    assert found.logits.tolist() == found.logits_without_history.tolist() == [0]
     assert found.strongest(3).tolist() == []
 
 
@@ -181,10 +182,10 @@ def test_the_evidence_is_counted_without_what_is_left_out():
     found = explain(score, make_user([[3, 2, 3, 4, 3]]))
     single = explain(score, make_user([[3, 2, 3, 4, 3]]), group_by_text=False)
     assert found.position.tolist() == [4, 3, 1]
-    np.testing.assert_allclose(found.contribution, [300, 1.25, 5], atol=1e-5)
-    np.testing.assert_allclose(single.contribution, [100, 1.25, 100, 5, 100], atol=1e-5)
-    assert found.logit == pytest.approx(306.25)
-    assert found.logit_without_history == 0
+    np.testing.assert_allclose(found.contributions[:, 0], [300, 1.25, 5], atol=1e-5)
+    np.testing.assert_allclose(single.contributions[:, 0], [100, 1.25, 100, 5, 100], atol=1e-5)
+    assert found.logits[0] == pytest.approx(306.25)
+    assert found.logits_without_history[0] == 0
 
 
 def test_behaviours_older_than_the_program_reads_speak_through_the_evidence():
@@ -202,10 +203,10 @@ def test_behaviours_older_than_the_program_reads_speak_through_the_evidence():
     assert widths == [2]
     assert found.position.tolist() == [4, 3, 2, 1, 0]
     expected = [1.004, 0.002, 0, 1, 1]  # the program sees the rows of the newest two alone
-    np.testing.assert_allclose(found.contribution, expected, atol=1e-6)
+    np.testing.assert_allclose(found.contributions[:, 0], expected, atol=1e-6)
     grouped = explain(score, user, sequence_length=2)
     assert grouped.count.tolist() == [3, 1, 1]
-    np.testing.assert_allclose(grouped.contribution, [3.004, 0.002, 0], atol=1e-6)
+    np.testing.assert_allclose(grouped.contributions[:, 0], [3.004, 0.002, 0], atol=1e-6)
 
 
 def test_totals_never_fall_below_zero():
@@ -215,10 +216,29 @@ def test_totals_never_fall_below_zero():
     assert not score.calls[0]["history_totals"].any()
 
 
-def test_one_user_one_item_and_at_least_one_behaviour():
+def test_several_items_get_what_each_gets_alone():
+    rows = np.array([[1, 2, 3, 0], [0, 4, 1, 5]])
+    user = make_user(rows)
+    one, other = make_item(), make_item()
+    both = ItemInputs(
+        **{
+            f.name: np.concatenate([getattr(one, f.name), getattr(other, f.name)])
+            for f in fields(one)
+        }
+    )
+    score = Program()
+    found = explain(score, user, both)
+    alone = explain(Program(), user, one)
+    assert found.contributions.shape == (len(alone), 2)
+    np.testing.assert_allclose(found.contributions[:, 0], alone.contributions[:, 0])
+    np.testing.assert_allclose(found.contributions[:, 1], alone.contributions[:, 0])
+    np.testing.assert_allclose(found.logits, np.repeat(alone.logits, 2))
+
+
+def test_one_user_and_at_least_one_behaviour():
     user, item = make_user([[1, 2]]), make_item()
-    two = replace(item, candidate_rows=np.array([1, 2]))
-    with pytest.raises(ValueError, match="for one user and one item, got 1 and 2"):
-        explain(Program(), user, two)
+    two = UserInputs(**{f.name: np.repeat(getattr(user, f.name), 2, axis=0) for f in fields(user)})
+    with pytest.raises(ValueError, match="for one user, got 2"):
+        explain(Program(), two, item)
     with pytest.raises(ValueError, match="max_behaviors must be at least 1, got 0"):
         explain(Program(), user, item, max_behaviors=0)

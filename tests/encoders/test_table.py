@@ -133,6 +133,7 @@ def test_no_part_file_is_below_the_table(home: Home) -> None:
     assert all(path.name.startswith("part-") for path in folder.rglob("*.parquet"))
     assert sorted(path.name for path in (folder / "table").iterdir()) == [
         "ids.npy",
+        "live.ids",
         "table.json",
         "vectors.npy",
     ]

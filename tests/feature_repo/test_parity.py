@@ -15,7 +15,7 @@ from feature_repo.columns import Columns, Ragged
 from feature_repo.home import Home
 from feature_repo.live_store import LiveStore
 from feature_repo.materialize import materialize
-from feature_repo.parity import ViewParity, _sample, check_parity
+from feature_repo.parity import ViewParity, check_parity, smallest_hashes
 from feature_repo.parity_series import METRICS_FILE, parity_runs
 from feature_repo.reader import FeatureReader
 from longtrail import main
@@ -196,9 +196,9 @@ def test_a_sample_does_not_depend_on_batches_or_order(
     keys: list[str], number: int, batch: int
 ) -> None:
     parts = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-    expected = set(_sample([keys], number))
-    assert set(_sample(reversed(parts), number)) == expected
+    expected = set(smallest_hashes([keys], number))
+    assert set(smallest_hashes(reversed(parts), number)) == expected
     assert len(expected) == min(number, len(set(keys)))
     # A key that is not among the smallest changes nothing: the two stores' samples agree.
     without = [key for key in keys if key in expected]
-    assert set(_sample([without], number)) == expected
+    assert set(smallest_hashes([without], number)) == expected

@@ -1,5 +1,8 @@
+import hashlib
+import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -9,16 +12,17 @@ from click.testing import CliRunner, Result
 from feature_repo.command import SentenceGroup, Settings
 from feature_repo.home import PROJECT_ROOT, Home
 from serving.cli import commands
+from serving.security import KEYS_VARIABLE, ApiKeys
 from tests.serving.conftest import World
 
 
-def run(home: Path, *arguments: str) -> Result:
+def run(home: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:
     group = SentenceGroup("longtrail", commands={str(one.name): one for one in commands})
     settings = Settings(home=Home(home), profile="embedded")
-    return CliRunner().invoke(group, [*arguments], obj=settings)
+    return CliRunner().invoke(group, [*arguments], obj=settings, env=env)
 
 
-@pytest.mark.parametrize("command", ["rank", "serve"])
+@pytest.mark.parametrize("command", ["rank", "serve", "key"])
 def test_help_shows_defaults_and_an_example(tmp_path: Path, command: str) -> None:
     result = run(tmp_path, command, "--help")
     assert result.exit_code == 0
@@ -52,23 +56,65 @@ def test_unknown_run(world: World) -> None:
     [
         ("rank",),
         ("rank", "ann", "--top", "0"),
-        ("rank", "ann", "--threads", "0"),
+        ("rank", "ann", "--model-threads", "0"),
         ("rank", "ann", "--candidates", " , "),
         ("serve", "--port", "70000"),
+        ("serve", "--workers", "0"),
+        ("serve", "--threads", "0"),
+        ("serve", "--shadow-share", "0"),
+        ("serve", "--served-log", "1.5"),
+        ("serve", "--on-store-error", "ignore"),
+        ("serve", "--log-format", "xml"),
+        ("key",),
+        ("key", "a b"),
+        ("key", "dashboard", "--scope", "all"),
     ],
 )
 def test_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert run(tmp_path, *arguments).exit_code == 2
 
 
-def test_wide_open_is_said(tmp_path: Path) -> None:
-    wide = run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0")  # noqa: S104
-    assert "Warning: 0.0.0.0 can be reached from other machines" in wide.stderr
+def test_wide_open_is_said_unless_keys_are_asked_for(tmp_path: Path) -> None:
+    wide = ("serve", "--host", "0.0.0.0", "--port", "0")  # noqa: S104
+    assert "Warning: 0.0.0.0 can be reached from other machines" in run(tmp_path, *wide).stderr
     assert "Warning" not in run(tmp_path, "serve", "--port", "0").stderr
+    entry = json.loads(run(tmp_path, "key", "dashboard").stdout)["entry"]
+    file = tmp_path / "keys.toml"
+    file.write_text(entry, encoding="utf-8")
+    assert "Warning" not in run(tmp_path, *wide, "--keys", str(file)).stderr
+    assert "Warning" not in run(tmp_path, *wide, env={KEYS_VARIABLE: str(file)}).stderr
+
+
+def test_a_file_of_keys_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    result = run(tmp_path, "serve", "--keys", str(file))
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: the file of API keys {file} cannot be read: No such file or directory\n"
+    )
+
+
+def test_key(tmp_path: Path) -> None:
+    result = run(tmp_path, "key", "dashboard", "--scope", "read", "--scope", "write")
+    assert result.exit_code == 0
+    made = json.loads(result.stdout)
+    (tmp_path / "keys.toml").write_text(made["entry"], encoding="utf-8")
+    found = ApiKeys(tmp_path / "keys.toml").find(made["key"])
+    assert found is not None
+    assert found.name == "dashboard"
+    assert sorted(found.scopes) == ["read", "write"]
+    entry = tomllib.loads(made["entry"])["keys"]["dashboard"]
+    assert entry["sha256"] == hashlib.sha256(made["key"].encode()).hexdigest()
+    assert "stored nowhere" in result.stderr
+    assert made["key"] not in result.stderr
+    assert json.loads(run(tmp_path, "key", "other").stdout)["scopes"] == ["read"]
 
 
 def test_the_commands_load_nothing_heavy() -> None:
-    code = "import sys, serving.cli; print({'torch', 'feast', 'fastapi'} & set(sys.modules))"
+    code = (
+        "import sys, serving.cli\n"
+        "print({'torch', 'feast', 'fastapi', 'prometheus_client'} & set(sys.modules))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT_ROOT,

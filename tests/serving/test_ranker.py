@@ -1,4 +1,8 @@
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders.evidence import evidence_names
-from feature_repo.errors import ArtifactError, LongtrailError
+from feature_repo.errors import ArtifactError, LongtrailError, StoreError
 from feature_repo.features import ItemFeatures
 from serving.artifact import Artifact
 from serving.history import History
@@ -195,13 +199,51 @@ def test_threads_wait_for_one_reading_of_the_catalogue(world: World) -> None:
     assert world.reader.item_reads == [7]  # six items and the one that is gone
 
 
-def test_items_are_read_again_when_the_moment_has_moved(world: World) -> None:
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Fail after ten seconds."""
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_old_items_are_read_again_beside_the_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ranker = world.ranker(item_age_s=60)
-    for seconds, num_reads in ((0, 1), (60, 1), (61, 2), (121, 2), (0, 3)):
-        ranker.rank("ann", at=NOW + timedelta(seconds=seconds))
-        assert len(world.reader.item_reads) == num_reads, seconds
+    seconds = 0.0
+    monkeypatch.setattr("serving.items.time.monotonic", lambda: 1000 + seconds)
+    before = ranker.rank("ann", candidates=["B1"]).ranked[0].score
+    world.reader.items["B1"] = replace(ITEMS["B1"], price=0.0)
+    seconds = 60
+    assert ranker.rank("ann", candidates=["B1"]).ranked[0].score == before
+    assert len(world.reader.item_reads) == 1
+    seconds = 61
+    ranker.rank("ann")  # answers at once, whatever it finds
+    monkeypatch.undo()
+    after = before
+    wait_for(lambda: len(world.reader.item_reads) == 2)
+    wait_for(lambda: ranker.rank("ann", candidates=["B1"]).ranked[0].score != before)
+    after = ranker.rank("ann", candidates=["B1"]).ranked[0].score
+    expected = expected_logit(USERS["ann"], "B1", world.reader.items["B1"])
+    assert after == pytest.approx(sigmoid(expected), abs=1e-6)
     assert ranker.refresh_items() == 6
-    assert len(world.reader.item_reads) == 4
+
+
+def test_a_store_that_is_away_leaves_the_last_items(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = world.ranker(item_age_s=0)
+    ranker.warm_up()
+    tried = threading.Event()
+
+    def away(*_: object, **__: object) -> None:
+        tried.set()
+        raise StoreError("away")
+
+    monkeypatch.setattr(world.reader, "online_items", away)
+    first = ranker.rank("ann")
+    wait_for(lambda: ranker.rank("ann").ranked == first.ranked and tried.is_set())
 
 
 def test_the_clock_tells_the_moment(world: World) -> None:

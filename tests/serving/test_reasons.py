@@ -16,6 +16,7 @@ def history(*events: tuple[str, str | None, int]) -> History:
         behavior_ids=np.arange(1, len(events) + 1),
         item_keys=np.array([item_key(item_id) for _, item_id, _ in events], dtype=np.int64),
         timestamps=np.array([NOW - age for _, _, age in events], dtype=np.int64),
+        positions=np.arange(len(events)),
         now=NOW,
     )
 

@@ -1,3 +1,5 @@
+"""The server as a process, alone and with workers: stops, kills and swaps under load."""
+
 import json
 import os
 import signal
@@ -6,30 +8,57 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import IO
 
 import httpx
+import psutil
 import pytest
 
+from feature_repo.artifact import set_current_run
 from feature_repo.errors import LongtrailError
 from feature_repo.home import PROJECT_ROOT
-from serving.ranker import Ranker
-from serving.server import is_loopback, run_server
-from tests.serving.conftest import World
+from serving.server import OpenedApp, run_server
+from tests.serving.conftest import World, toy_manifest
+from tests.serving.toy_server import Options
 
-START_TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
-def start(world: World, *, delay_s: float = 0) -> subprocess.Popen[str]:
+class Running:
+    """A server that answers."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        line = pipe(process.stdout).readline()
+        assert line, pipe(process.stderr).read()
+        announced = json.loads(line)
+        assert announced["run"] == "toy-run"
+        self.url = announced["url"]
+
+    def rank(self, user_id: str = "ann") -> httpx.Response:
+        """Over a new connection each time, so that any worker may answer."""
+        body = {"user_id": user_id, "top_k": 1}
+        return httpx.post(f"{self.url}/v1/rank", json=body, timeout=TIMEOUT_S)
+
+    def workers(self) -> set[int]:
+        return {one.pid for one in psutil.Process(self.process.pid).children()}
+
+    def stop(self) -> tuple[str, str]:
+        """Ask it to stop; what it wrote after its address, and to stderr."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.communicate(timeout=TIMEOUT_S)
+
+
+def start(options: Options) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "tests.serving.toy_server"),
-            *(str(world.home.root), "127.0.0.1", "0", str(delay_s)),
-        ],
+        [sys.executable, "-m", "tests.serving.toy_server", json.dumps(asdict(options))],
         cwd=PROJECT_ROOT,
         env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,50 +71,142 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 
 
 @contextmanager
-def running(world: World, *, delay_s: float = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server that answers, with its address; killed if a test leaves it behind."""
-    process = start(world, delay_s=delay_s)
-    watchdog = threading.Timer(START_TIMEOUT_S, process.kill)
+def running(options: Options) -> Iterator[Running]:
+    """Killed if a test leaves it behind; it also stops when this process ends."""
+    process = start(options)
+    watchdog = threading.Timer(TIMEOUT_S, process.kill)
     watchdog.start()
     try:
-        line = pipe(process.stdout).readline()
-        assert line, pipe(process.stderr).read()
-        announced = json.loads(line)
-        assert announced["run"] == "toy-run"
-        yield process, announced["url"]
+        yield Running(process)
     finally:
         watchdog.cancel()
         process.kill()
         process.communicate()
 
 
-def test_answers_then_lets_the_running_request_end(world: World) -> None:
-    with running(world, delay_s=1.0) as (process, url):
-        assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
-        response = httpx.post(f"{url}/v1/rank", json={"user_id": "ann", "top_k": 1})
-        assert response.json()["ranked"][0]["item_id"] == "L1"
-        assert httpx.post(f"{url}/v1/rank", json={"top_k": 1}).status_code == 422
+@contextmanager
+def load(server: Running, num_threads: int = 2) -> Iterator[list[httpx.Response | Exception]]:
+    """Requests one after the other in each thread, for as long as the block runs."""
+    answers: list[httpx.Response | Exception] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(server.rank())
+            except httpx.HTTPError as error:
+                answers.append(error)
+            time.sleep(0.01)  # leaves the processor to whoever loads a model
+
+    threads = [threading.Thread(target=ask) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+
+
+def statuses(answers: list[httpx.Response | Exception]) -> Counter[str]:
+    return Counter(
+        str(one.status_code) if isinstance(one, httpx.Response) else repr(one) for one in answers
+    )
+
+
+def test_answers_swaps_under_load_and_lets_the_running_request_end(world: World) -> None:
+    other = world.home.runs / "other-run"
+    other.mkdir()
+    toy_manifest(run="other-run").save(other / "manifest.json")
+    (other / "score.pt2").write_bytes(world.program)
+    with running(Options(str(world.home.root), delay_s=1.0)) as server:
+        assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
+        assert server.rank().json()["ranked"][0]["item_id"] == "L1"
+        assert httpx.post(f"{server.url}/v1/rank", json={"top_k": 1}).status_code == 422
+
+        with load(server) as answers:
+            wait_until(lambda: len(answers) > 5, "an answer")
+            set_current_run(world.home, "other-run")
+            wait_until(
+                lambda: any(
+                    isinstance(one, httpx.Response) and one.json().get("model") == "other-run"
+                    for one in answers[-5:]
+                ),
+                "the other run's answer",
+            )
+        assert set(statuses(answers)) == {"200"}
+        models = [one.json()["model"] for one in answers if isinstance(one, httpx.Response)]
+        assert set(models) == {"toy-run", "other-run"}
 
         late: list[httpx.Response] = []
-        asking = threading.Thread(
-            target=lambda: late.append(httpx.post(f"{url}/v1/rank", json={"user_id": "slow"}))
-        )
+        asking = threading.Thread(target=lambda: late.append(server.rank("slow")))
         asking.start()
-        time.sleep(0.3)  # the request is being answered, for another 0.7 s
-        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)  # the request is being answered, for another 0.6 s
+        out, err = server.stop()
         asking.join()
-        out, err = process.communicate(timeout=20)
         assert [response.status_code for response in late] == [200]
         assert late[0].json()["known"] is False
-        assert process.returncode == 0
+        assert server.process.returncode == 0
         assert out == ""  # stdout is data: requests are logged on stderr
-        assert '"POST /v1/rank HTTP/1.1" 200' in err
+        assert "POST /v1/rank 200" in err
+        assert "other-run serves now, in place of toy-run" in err
         assert "Traceback" not in err
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/healthz")
+            httpx.get(f"{server.url}/healthz")
 
 
-def never() -> Ranker:
+def test_workers_share_the_load_and_a_killed_one_is_replaced(world: World) -> None:
+    with running(Options(str(world.home.root), workers=2, log_format="json")) as server:
+        first = server.workers()
+        assert len(first) == 2
+        for _ in range(20):
+            assert server.rank().status_code == 200
+        # Whoever is asked tells of both workers.
+        counted = 'longtrail_requests_total{method="POST",route="/v1/rank",status="200"} 20.0'
+        for _ in range(4):
+            assert counted in httpx.get(f"{server.url}/metrics").text
+
+        killed = min(first)
+        with load(server) as answers:
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: len(server.workers() - {killed}) == 2, "a worker in its place")
+            wait_until(lambda: len(answers) > 20, "answers of the other one")
+        # What the killed one was answering is lost, at most one per thread; nothing else is.
+        failed = sum(number for status, number in statuses(answers).items() if status != "200")
+        assert failed <= 2, statuses(answers)
+
+        workers = server.workers()
+        out, err = server.stop()
+        assert server.process.returncode == 0
+        assert out == ""
+        assert not [pid for pid in workers if psutil.pid_exists(pid)]
+        lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+        ended = f"worker {killed} ended (exit code -9)"
+        assert any(str(line["message"]).startswith(ended) for line in lines)
+        access = [line for line in lines if line.get("route") == "/v1/rank"]
+        assert {line["status"] for line in access} == {200}
+        assert "Traceback" not in err
+
+
+def test_an_application_that_cannot_be_opened_is_one_sentence() -> None:
+    def broken() -> OpenedApp:
+        raise LongtrailError("the toy is broken: mend it")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(LongtrailError, match="the toy is broken: mend it"):
+        run_server(broken, host="127.0.0.1", port=0, announce=lambda *_: None)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def never() -> OpenedApp:
     pytest.fail("the model was loaded before the port was known to be free")
 
 
@@ -104,20 +225,3 @@ def test_an_address_that_is_not_ours_is_one_sentence() -> None:
     address = "192.0.2.1"  # of the range that is kept for documentation
     with pytest.raises(LongtrailError, match=rf"cannot listen on {address} port 0 \(.+\): choose"):
         run_server(never, host=address, port=0, announce=lambda *_: None)
-
-
-@pytest.mark.parametrize(
-    ("host", "answer"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),  # noqa: S104
-        ("::", False),
-        ("192.168.1.4", False),
-        ("shop.example", False),
-    ],
-)
-def test_loopback(host: str, answer: bool) -> None:
-    assert is_loopback(host) is answer

@@ -1,56 +1,108 @@
 """The process that ``test_server`` starts: the real server over the toy shop.
 
-Arguments: folder of the home, host, port, seconds that the reading of a user takes.
+Its one argument is a JSON object of :class:`Options`. It stops when its standard input ends, so
+that it does not outlive the test, however that ends.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_repo.features import UserFeatures
-from feature_repo.home import Home
-from serving.artifact import load_artifact
-from serving.ranker import Ranker
-from serving.server import run_server
-from tests.serving.conftest import ITEMS, NOW, RUN, USERS, ToyReader, toy_catalog, toy_table
+from serving.metrics_folder import metrics_folder
 
 
-class SlowReader(ToyReader):
-    """Takes its time over the user "slow", so that a stop can find a request running."""
+@dataclass(frozen=True)
+class Options:
+    """What the server is like.
 
-    delay_s = 0.0
+    Args:
+        home: Folder of the home.
+        delay_s: Seconds that the reading of the user "slow" takes.
+        workers: Processes.
+        log_format: Of its lines.
+    """
 
-    def online_users(
-        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> UserFeatures:
-        if "slow" in user_ids:
-            time.sleep(self.delay_s)
-        return super().online_users(user_ids, at=at)
+    home: str
+    delay_s: float = 0.0
+    workers: int = 1
+    log_format: str = "text"
 
 
-def main(home: str, host: str, port: str, delay_s: str) -> None:
-    reader = SlowReader(USERS, ITEMS)
-    reader.delay_s = float(delay_s)
+def main(options: Options, folder: Path | None) -> None:
+    from feature_repo.artifact import current_run
+    from feature_repo.features import UserFeatures
+    from feature_repo.home import Home
+    from serving.app import create_app
+    from serving.artifact import load_artifact
+    from serving.deployment import CurrentRunFollower, Deployment
+    from serving.logs import configure_logs
+    from serving.metrics import Metrics, forget_worker
+    from serving.ranker import Ranker
+    from serving.server import OpenedApp, run_server
+    from tests.serving.conftest import ITEMS, NOW, USERS, ToyReader, toy_catalog, toy_table
+    from tests.serving.stand_in import EventList, toy_directory
 
-    def open_ranker() -> Ranker:
+    class SlowReader(ToyReader):
+        """Takes its time over one user, so that a stop can find a request running."""
+
+        def online_users(
+            self, user_ids: NDArray[np.object_], *, at: datetime | None = None
+        ) -> UserFeatures:
+            if "slow" in user_ids:
+                time.sleep(options.delay_s)
+            return super().online_users(user_ids, at=at)
+
+    home = Home(Path(options.home))
+
+    def open_ranker(run: str) -> Ranker:
         return Ranker(
-            load_artifact(Home(Path(home)), RUN),
-            reader,
+            load_artifact(home, run),
+            SlowReader(USERS, ITEMS),
             toy_table(),
             toy_catalog(ITEMS),
             clock=lambda: NOW,
         )
 
-    def announce(url: str, ranker: Ranker) -> None:
-        print(json.dumps({"url": url, "run": ranker.manifest.run}), flush=True)  # noqa: T201
+    def open_app() -> OpenedApp:
+        ranker = open_ranker(current_run(home))
+        ranker.warm_up()
+        deployment = Deployment(ranker, metrics=Metrics(folder))
+        follower = CurrentRunFollower(home, deployment, open_ranker, interval_s=0.1)
+        follower.start()
+        app = create_app(deployment, directory=toy_directory(), events=EventList())
+        return OpenedApp(app, ranker.manifest.run, follower.wake, follower.stop)
 
-    run_server(open_ranker, host=host, port=int(port), announce=announce)
+    def announce(url: str, run: str) -> None:
+        print(json.dumps({"url": url, "run": run}), flush=True)  # noqa: T201
+
+    configure_logs("json" if options.log_format == "json" else "text")
+    run_server(
+        open_app,
+        host="127.0.0.1",
+        port=0,
+        announce=announce,
+        workers=options.workers,
+        on_worker_gone=lambda process_id: forget_worker(folder, process_id) if folder else None,
+    )
+
+
+def stop_with_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    threading.Thread(target=stop_with_input, daemon=True).start()
+    given = Options(**json.loads(sys.argv[1]))
+    with metrics_folder(given.workers) as shared:
+        main(given, shared)

@@ -1,0 +1,129 @@
+"""The bare parts of one ranking: what it cannot do without, each as plain as it can be.
+
+They are measured in turns with pauses between, as in a service that waits for requests: in a tight
+loop all would be in the processor's caches.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import orjson
+import redis
+import torch
+
+from encoders.table import EmbeddingTable
+from feature_repo.artifact import current_run
+from feature_repo.catalog import Catalog
+from feature_repo.home import Home
+from feature_repo.reader import FeatureReader
+from feature_repo.redis_lookup import ViewLayout
+from feature_repo.services import local
+from serving.artifact import load_artifact
+from serving.ranker import Ranker
+
+_PAUSE_S = 0.02
+_WARM = 20
+
+
+class Recorded:
+    """A program that keeps the inputs of its calls."""
+
+    def __init__(self, program: Callable[..., Any], calls: list[Callable[[], Any]]) -> None:
+        self._program = program
+        self._calls = calls
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the program."""
+        self._calls.append(lambda: self._program(*inputs))
+        return self._program(*inputs)
+
+
+def measure_parts(
+    home: Home, profile: str, bodies: Sequence[str], answer: str, *, num: int
+) -> dict[str, Any]:
+    """Median milliseconds of each bare part of a ranking on the cached path, and their sum.
+
+    Args:
+        home: With a served run and local servers.
+        profile: Whose stores.
+        bodies: Requests, used in turn.
+        answer: One answer.
+        num: Repetitions of each part, at least 1.
+    """
+    torch.set_num_threads(1)
+    reader = FeatureReader(home, profile, outputs_of=current_run(home))
+    read, num_bytes = _redis_read(home, reader, bodies)
+    documents = json.loads(answer)
+    programs = _programs(home, reader, bodies[0])
+    parts: dict[str, Callable[[int], Any]] = {
+        "redis_ms": read,
+        "model_ms": lambda _: [program() for program in programs],
+        "json_ms": lambda n: (orjson.loads(bodies[n % len(bodies)]), orjson.dumps(documents)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    with torch.inference_mode():
+        for number in range(num + _WARM):
+            for name, part in parts.items():
+                time.sleep(_PAUSE_S)
+                began = time.perf_counter()
+                part(number)
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: float(np.median(times[_WARM:]) * 1e3) for name, times in seconds.items()}
+    return {
+        **medians,
+        "sum_ms": sum(medians.values()),
+        "num_programs": len(programs),
+        "redis_bytes": num_bytes,
+        "body_bytes": len(bodies[0]),
+        "answer_bytes": len(answer),
+    }
+
+
+def _redis_read(
+    home: Home, reader: FeatureReader, bodies: Sequence[str]
+) -> tuple[Callable[[int], Any], int]:
+    """A function that reads one user's fields, and how many bytes the first one has."""
+    views = [*reader._user_views, *([reader._outputs_view] if reader._outputs_view else [])]
+    layouts = {
+        view.name: ViewLayout.of(reader.store, reader.store.get_feature_view(view.name))
+        for view in views
+    }
+    wanted: list[Any] = []
+    for view in views:
+        layout = layouts[view.name]
+        wanted += [layout.time, *(layout.features[name][0] for name in view.kinds)]
+    codec = layouts[views[0].name].codec
+    keys: list[Any] = codec.encode([json.loads(body)["user_id"] for body in bodies])
+    client = redis.Redis.from_url(local.addresses(home, ["redis"])["redis"])
+
+    def read(number: int) -> Any:
+        return client.hmget(keys[number % len(keys)], wanted)
+
+    return read, sum(len(value) for value in read(0) if value is not None)
+
+
+def _programs(home: Home, reader: FeatureReader, body: str) -> list[Callable[[], Any]]:
+    """The calls of programs that one ranking makes, with their inputs."""
+    artifact = load_artifact(home, current_run(home))
+    calls: list[Callable[[], Any]] = []
+    parts = artifact.parts
+    if parts is not None:
+        parts = replace(
+            parts,
+            users=Recorded(parts.users, calls),
+            items=Recorded(parts.items, calls),
+            head=Recorded(parts.head, calls),
+        )
+    recorded = replace(artifact, score=Recorded(artifact.score, calls), parts=parts)
+    table = EmbeddingTable.open(home, fingerprint=artifact.manifest.encoder_fingerprint)
+    ranker = Ranker(recorded, reader, table, Catalog.load(home), clock=reader.manifest.now)
+    ranker.warm_up()
+    request = json.loads(body)
+    ranker.rank(request["user_id"], candidates=request["candidates"], top_k=request["top_k"])
+    calls.clear()  # what is computed once and kept is no part of a request
+    ranker.rank(request["user_id"], candidates=request["candidates"], top_k=request["top_k"])
+    return list(calls)

@@ -1,0 +1,220 @@
+"""The service about itself over HTTP: state, failures, its description."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from feature_repo.errors import ArtifactError, LongtrailError, StoreError
+from serving import responses, schemas
+from serving.app import create_app
+from serving.breaker import CircuitOpenError
+from serving.deployment import Deployment
+from serving.schemas import Body
+from tests.serving.stand_in import (
+    StandIn,
+    client_of,
+    stand_in_app,
+    strict,
+    toy_directory,
+)
+
+
+@pytest.fixture
+def ranker() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def client(ranker: StandIn) -> Iterator[TestClient]:
+    with client_of(stand_in_app(ranker)) as client:
+        yield client
+
+
+# The service about itself.
+def test_model_card(client: TestClient) -> None:
+    answer = strict(client.get("/v1/model").text)
+    assert answer["run"] == "toy-run"
+    assert answer["encoder_fingerprint"] == "toy-encoder"
+    assert answer["context_names"] == ["slot"]
+    assert (answer["num_items"], answer["items_at"]) == (6, "2024-06-01T12:00:00Z")
+    assert answer["shadow"] is answer["calibration"] is None
+
+
+def test_metrics_without_a_value_are_null_in_the_model_card() -> None:
+    ranker = StandIn(metrics={"test": {"auc": math.nan}})
+    with client_of(stand_in_app(ranker)) as client:
+        assert strict(client.get("/v1/model").text)["metrics"] == {"test": {"auc": None}}
+
+
+def test_ready_while_the_store_answers(client: TestClient, ranker: StandIn) -> None:
+    assert client.get("/readyz").json() == {"ready": True, "run": "toy-run", "notes": []}
+
+    def away() -> None:
+        raise StoreError("the store is away: start it")
+
+    ranker.before = away
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json() == {
+        "ready": False,
+        "run": "toy-run",
+        "notes": [],
+        "detail": "the store is away: start it",
+    }
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_ready_tells_of_a_run_that_could_not_be_loaded() -> None:
+    deployment = Deployment(StandIn())
+    deployment.keep("new-run", "it has no program")
+    with client_of(create_app(deployment, directory=toy_directory())) as client:
+        answer = client.get("/readyz")
+    assert answer.status_code == 200
+    sentence = "run new-run cannot be served, toy-run still is: it has no program"
+    assert answer.json()["notes"] == [sentence]
+
+
+def test_other_addresses_and_methods(client: TestClient) -> None:
+    for path in ("/nothing", "/v1/nothing", "/docs"):
+        assert client.get(path).status_code == 404
+        assert client.get(path).json() == {"detail": "Not Found"}
+    assert client.get("/v1/rank").status_code == 405
+    assert client.delete("/v1/users/ann").status_code == 405
+
+
+def test_the_page_is_at_the_root(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "<html" in page.text
+    assert page.headers["cache-control"] == "no-cache"
+    assert client.get("/../app.py").status_code == 404
+
+
+# Failures.
+@pytest.mark.parametrize(
+    ("error", "status", "detail", "retry_after"),
+    [
+        (StoreError("the store is away: start it"), 503, "the store is away: start it", "1"),
+        (ArtifactError("run x lacks y"), 503, "run x lacks y", "1"),
+        (CircuitOpenError("away", retry_after_s=2.1), 503, "away", "3"),
+        (RuntimeError("password=hunter2"), 500, "internal error", None),
+    ],
+)
+def test_no_stack_trace(
+    error: Exception,
+    status: int,
+    detail: str,
+    retry_after: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with client_of(stand_in_app(StandIn(before=fail))) as client:
+        for response in (
+            client.post("/v1/rank", json={"user_id": "ann"}),
+            client.get("/v1/users/ann"),
+        ):
+            assert response.status_code == status
+            assert response.json() == {"detail": detail}
+            assert response.headers.get("retry-after") == retry_after
+            assert response.headers["x-request-id"]
+            assert response.headers["x-content-type-options"] == "nosniff"
+    defects = [record for record in caplog.records if record.exc_info]
+    assert len(defects) == (2 if status == 500 else 0)
+
+
+def test_what_the_ranker_finds_wrong_with_a_request_is_the_callers_fault() -> None:
+    def fail() -> None:
+        raise LongtrailError("removed 7, but the history has 3 behaviours")
+
+    with client_of(stand_in_app(StandIn(before=fail))) as client:
+        response = client.post("/v1/rank", json={"user_id": "ann"})
+    assert response.status_code == 422
+    assert response.json()["detail"] == [
+        {
+            "loc": ["body"],
+            "msg": "removed 7, but the history has 3 behaviours",
+            "type": "unusable",
+        }
+    ]
+
+
+def test_more_than_can_wait_is_refused_at_once_and_the_loop_goes_on() -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        started.set()
+        assert go_on.wait(20)
+
+    answers: list[int] = []
+    app = stand_in_app(StandIn(before=wait), threads=1, max_waiting=0)
+    with client_of(app) as asked:
+
+        def ask() -> None:
+            answers.append(asked.post("/v1/rank", json={"user_id": "ann"}).status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert started.wait(20)
+        refused = asked.post("/v1/rank", json={"user_id": "ann"})
+        assert asked.get("/healthz").status_code == 200
+        go_on.set()
+        asking.join()
+        assert asked.post("/v1/rank", json={"user_id": "ann"}).status_code == 200
+        metrics = asked.get("/metrics").text
+    assert answers == [200]
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["detail"].startswith("overloaded")
+    assert 'longtrail_requests_refused_total{reason="overloaded"} 1.0' in metrics
+
+
+# Its description.
+def test_openapi_describes_every_address(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/v1/rank",
+        "/v1/rank:batch",
+        "/v1/explain",
+        "/v1/events",
+        "/v1/users",
+        "/v1/users/{user_id}",
+        "/v1/items",
+        "/v1/items/{item_id}",
+        "/v1/items/{item_id}/similar",
+        "/v1/model",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"]
+            if path.startswith("/v1/"):
+                assert {"200", "401", "422", "429", "503"} <= set(operation["responses"])
+    assert document["components"]["schemas"]["RankRequest"]["additionalProperties"] is False
+
+
+MODELS = [
+    one
+    for module in (schemas, responses)
+    for one in vars(module).values()
+    if isinstance(one, type) and issubclass(one, Body) and one.model_config.get("json_schema_extra")
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_the_examples_are_valid(model: type[Body]) -> None:
+    extra = model.model_config["json_schema_extra"]
+    assert isinstance(extra, dict)
+    found = extra["examples"]
+    assert isinstance(found, list)
+    assert found
+    for example in found:
+        model.model_validate_json(json.dumps(example))

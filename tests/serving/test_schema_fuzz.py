@@ -1,0 +1,78 @@
+"""Every address with what its description allows and with what it does not: never a 5xx.
+
+The application is the real one, over the toy shop.
+
+``LONGTRAIL_FUZZ_CASES`` is the number of cases per address and mode.
+"""
+
+import os
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import positive_data_acceptance
+
+from feature_repo.home import Home
+from serving.app import create_app
+from serving.artifact import Artifact
+from serving.deployment import Deployment
+from tests.serving.conftest import World
+from tests.serving.stand_in import EventList, toy_directory
+
+CASES = int(os.environ.get("LONGTRAIL_FUZZ_CASES", "20"))
+OPERATIONS = [
+    ("POST", "/v1/rank"),
+    ("POST", "/v1/rank:batch"),
+    ("POST", "/v1/explain"),
+    ("POST", "/v1/events"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/users/{user_id}"),
+    ("GET", "/v1/items"),
+    ("GET", "/v1/items/{item_id}"),
+    ("GET", "/v1/items/{item_id}/similar"),
+]
+WITHOUT_INPUT = [("GET", "/v1/model"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")]
+
+
+@pytest.fixture(scope="module")
+def schema(
+    toy_program: bytes, toy_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    world = World(Home(tmp_path_factory.mktemp("fuzz")), toy_program, toy_artifact)
+    ranker = world.ranker()
+    ranker.warm_up()
+    app = create_app(Deployment(ranker), directory=toy_directory(), events=EventList())
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def test_no_address_is_left_out(schema: Any) -> None:
+    found = {(one.ok().method.upper(), one.ok().path) for one in schema.get_all_operations()}
+    assert found == {*OPERATIONS, *WITHOUT_INPUT}
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_answer_is_one_that_the_description_names(
+    schema: Any, method: str, path: str, mode: GenerationMode
+) -> None:
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=schema[path][method].as_strategy(generation_mode=mode))
+    def check(case: Case[Any]) -> None:
+        # What the model reads and which items there are is no part of the description, so what
+        # fits it may still be refused.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()
+
+
+@pytest.mark.parametrize(("method", "path"), WITHOUT_INPUT)
+def test_answers_without_input_are_as_described(schema: Any, method: str, path: str) -> None:
+    schema[path][method].Case().call_and_validate()

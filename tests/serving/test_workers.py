@@ -1,0 +1,106 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import psutil
+import pytest
+
+from feature_repo.home import PROJECT_ROOT
+
+TIMEOUT_S = 60
+
+
+@contextmanager
+def toy(what: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.serving.toy_workers", what],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(TIMEOUT_S, process.kill)
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+def pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def workers_of(process: subprocess.Popen[str]) -> set[int]:
+    return {one.pid for one in psutil.Process(process.pid).children()}
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.02)
+
+
+def test_all_answer_before_it_is_told_and_all_end_when_asked() -> None:
+    with toy("answer") as process:
+        assert pipe(process.stdout).readline() == "toy-run\n"
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.send_signal(signal.SIGHUP)
+        lines = [pipe(process.stderr).readline() for _ in workers]
+        assert lines == ["looked\n", "looked\n"]
+        process.send_signal(signal.SIGTERM)
+        assert pipe(process.stdout).read() == ""
+        assert sorted(pipe(process.stderr)) == sorted(f"gone {one}\n" for one in workers)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_killed_worker_is_replaced_but_not_in_a_busy_loop() -> None:
+    with toy("answer") as process:
+        pipe(process.stdout).readline()
+        first = workers_of(process)
+        killed = min(first)
+        began = time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: len(workers_of(process) - {killed}) == 2, "another worker")
+        assert time.monotonic() - began > 2  # it had lived for less than MIN_LIFE_S
+        assert first - {killed} < workers_of(process)
+
+
+def test_workers_stop_when_their_parent_is_killed() -> None:
+    with toy("answer") as process:
+        pipe(process.stdout).readline()
+        workers = workers_of(process)
+        process.kill()
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), "their end")
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("refuse", "Error: there is no model: train one"),
+        ("die", "Error: a worker ended before it could answer (exit code 7): its last lines"),
+        ("break", "Error: a worker ended before it could answer (exit code 1): its last lines"),
+    ],
+)
+def test_a_worker_that_cannot_start_ends_it_with_a_sentence(what: str, sentence: str) -> None:
+    with toy(what) as process:
+        assert pipe(process.stdout).read() == ""
+        err = pipe(process.stderr).read()
+        assert process.wait(TIMEOUT_S) == 1
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(sentence)
+    assert ("RuntimeError: a defect" in err) == (what == "break")

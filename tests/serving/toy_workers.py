@@ -1,0 +1,49 @@
+"""The process that ``test_workers`` starts: workers that serve nothing.
+
+Its argument says what they do: ``answer``, ``refuse`` to start, or ``die`` before they answer. It
+prints the name of the run once all answer, and stops when its standard input ends.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from feature_repo.errors import LongtrailError
+from serving.workers import Workers
+
+
+def stop_with_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(what: str) -> None:
+    def serve(tell: Callable[[str], None]) -> None:
+        if what == "refuse":
+            raise LongtrailError("there is no model: train one")
+        if what == "die":
+            os._exit(7)
+        if what == "break":
+            raise RuntimeError("a defect")
+        stopped = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+        signal.signal(signal.SIGHUP, lambda *_: sys.stderr.write("looked\n"))
+        tell("toy-run")
+        while not stopped.wait(0.05):
+            pass
+
+    def gone(process_id: int) -> None:
+        sys.stderr.write(f"gone {process_id}\n")
+
+    try:
+        Workers(serve, num_workers=2, on_gone=gone).run(lambda run: print(run, flush=True))  # noqa: T201
+    except LongtrailError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    threading.Thread(target=stop_with_input, daemon=True).start()
+    main(sys.argv[1])
