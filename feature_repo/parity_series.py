@@ -34,6 +34,7 @@ class ViewCounts(Document):
     mismatches: int
     missing_offline: int
     missing_online: int
+    recomputed: int = 0
 
     @property
     def wrong(self) -> int:

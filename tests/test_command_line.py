@@ -2,14 +2,19 @@
 
 import json
 import re
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from feature_repo.home import PROJECT_ROOT
+from feature_repo.home import PROJECT_ROOT, Home
+from feature_repo.manifest import load_manifest
 from longtrail import main
+from serving.ranker import Ranker
 from tests.feature_repo.conftest import TOML, write_files
 
 COMMANDS = sorted(main.commands)
@@ -71,6 +76,46 @@ def test_a_data_set_of_ones_own_needs_no_python(tmp_path: Path) -> None:
     assert json.loads(run(home, "apply").stdout)["services"] == ["ctr_v1"]
     copied = json.loads(run(home, "materialize").stdout)
     assert set(copied["views"]) == {"user_sequences", "user_stats", "items", "item_neighbors"}
+
+
+def test_deep_outputs_are_features_that_serving_keeps_up_to_date(tmp_path: Path) -> None:
+    """From one's own data to a served user: exported, found, outdated, written back, compared."""
+    write_files(tmp_path)
+    (tmp_path / "kitchen.toml").write_text(TOML, encoding="utf-8")
+    home = tmp_path / "home"
+    for step in (
+        ["ingest", str(tmp_path / "kitchen.toml")],
+        ["encode"],
+        ["sequences", "--threads", "1"],
+        ["apply"],
+        ["train", "--recipe", "bahe_small", "--threads", "1"],
+        ["export"],
+        ["apply"],
+        ["materialize"],
+    ):
+        done = run(home, *step)
+        assert done.exit_code == 0, done.stderr
+    ranker = Ranker.open(Home(home), "embedded")
+    ranker.warm_up()
+    now = load_manifest(Home(home)).now()
+    assert ranker.rank("1").path == "cached"
+    assert ranker.rank("no such user").path == "live"
+    later = now + timedelta(days=400)
+    computed = ranker.rank("1", at=later)
+    assert computed.path == "live"
+    end = time.monotonic() + 20
+    while (kept := ranker.rank("1", at=later)).path == "live":
+        assert time.monotonic() < end, "never written back"
+        time.sleep(0.05)
+    assert kept.path == "cached"
+    assert [item.item_id for item in kept.ranked] == [item.item_id for item in computed.ranked]
+    np.testing.assert_allclose(
+        [item.score for item in kept.ranked], [item.score for item in computed.ranked], atol=1e-6
+    )
+    report = json.loads(run(home, "parity", "--sample", "50").stdout)
+    assert report["mismatches"] == 0
+    users = next(view for name, view in report["views"].items() if name.startswith("user_emb"))
+    assert users["recomputed"] == 1
 
 
 MISTAKES = {

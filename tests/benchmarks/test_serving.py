@@ -29,7 +29,8 @@ from benchmarks.bench_serving import (
     key_figures,
     make_requests,
 )
-from benchmarks.load import LoadPlan, LoadResult, generate, run_load
+from benchmarks.load import LoadPlan, LoadResult, run_load
+from benchmarks.load_generator import generate
 from benchmarks.rival_server import columns_of
 from benchmarks.serving_processes import Server, ending, usage
 from feature_repo.columns import Ragged
