@@ -8,7 +8,7 @@ export LONGTRAIL_PROFILE := $(or $(PROFILE),$(LONGTRAIL_PROFILE),embedded)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help setup demo test bench-quality bench-efficiency bench-serving check format clean
+.PHONY: help setup demo test bench-quality bench-efficiency bench-serving fuzz screenshots check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,3 +50,9 @@ format: $(READY) ## Format the code
 
 clean: ## Remove the virtual environment and caches; data in var/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+
+fuzz: $(READY) ## Thousands of requests made from the OpenAPI description
+	LONGTRAIL_FUZZ_CASES=400 $(BIN)/python -m pytest -q tests/serving/test_schema_fuzz.py
+
+screenshots: $(READY) ## Pictures of the page in docs, from a running server: URL=... USER_ID=...
+	$(BIN)/python -m tests.serving.page_screenshots $(URL) $(USER_ID) docs/images

@@ -56,7 +56,7 @@ def rank(
     config = RankerConfig(num_threads=model_threads)
     ranker = Ranker.open(settings.home, settings.profile, run, config=config)
     start = time.perf_counter()
-    ranking = ranker.rank(user_id, candidates=wanted, top_k=top)
+    ranking = ranker.rank(user_id, candidates=wanted, top_k=top, num_history=num_history)
     seconds = time.perf_counter() - start
     emit(
         {
@@ -65,7 +65,7 @@ def rank(
             "model": ranking.model,
             "history": [
                 {"text": entry.text, "scene": entry.scene, "time": entry.time.isoformat()}
-                for entry in ranking.history[:num_history]
+                for entry in ranking.history
             ],
             "ranked": [
                 {

@@ -250,7 +250,7 @@ class Dcn(ClickModel):
         flat = FlatCandidates(inputs.candidate_item_keys)
         dense, dense_logit = self.dense(flat, inputs)
         x = torch.cat([dense, self.ids(flat.select(inputs.candidate_item_keys))], dim=-1)
-        logits = self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1)
+        logits = self.perceptron(x) + self.cross.project(x, self.cross_logit).squeeze(-1)
         return flat.restore(logits + dense_logit)
 
 

@@ -171,5 +171,5 @@ class FullText(ClickModel):
             x = torch.cat([x, dense], dim=-1)
         x = self.input_dropout(x)
         return flat.restore(
-            self.perceptron(x) + self.cross_logit(self.cross(x)).squeeze(-1) + logit
+            self.perceptron(x) + self.cross.project(x, self.cross_logit).squeeze(-1) + logit
         )

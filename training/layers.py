@@ -141,10 +141,31 @@ class LowRankCross(nn.Module):
 
     def forward(self, x0: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
         """Cross ``x0`` with itself ``num_layers`` times."""
+        return self._crossed(x0, len(self.down))
+
+    def _crossed(self, x0: Float[Tensor, "R D"], num_layers: int) -> Float[Tensor, "R D"]:
         x = x0
-        for down, up in zip(self.down, self.up, strict=True):
+        for down, up in zip(self.down[:num_layers], self.up[:num_layers], strict=True):
             x = x0 * up(down(x)) + x  # (R, D) -> (R, rank) -> (R, D)
         return x
+
+    def project(self, x0: Float[Tensor, "R D"], onto: nn.Linear) -> Float[Tensor, "R 1"]:
+        """``onto(self(x0))`` for a map to one value, without the last cross at full width.
+
+        ``w (x0 * (U z + b)) = ((w * x0) U) z + (w * x0) b`` with ``z = V x``: one product with a
+        matrix of rank + 1 columns in place of one to width D and two passes over [R, D].
+        """
+        if not len(self.down):
+            projected: Tensor = onto(x0)
+            return projected
+        x = self._crossed(x0, len(self.down) - 1)
+        last = self.up[-1]
+        assert isinstance(last, nn.Linear)
+        columns = torch.cat([last.weight, last.bias.unsqueeze(1)], dim=1) * onto.weight.t()
+        z = functional.pad(self.down[-1](x), (0, 1), value=1.0)  # (R, rank + 1)
+        crossed: Tensor = ((x0 @ columns) * z).sum(-1, keepdim=True)
+        rest: Tensor = onto(x)
+        return crossed + rest
 
 
 class RunningNorm(nn.Module):

@@ -147,7 +147,7 @@ class Bahe(ClickModel):
         dense, dense_logit = self.dense(flat, inputs)
         parts = [*attended, evidence, dense]
         x = self.input_dropout(torch.cat(parts if deep is None else [deep, *parts], dim=-1))
-        shared = self.cross_logit(self.cross(x)) + self.evidence_skip(evidence)
+        shared = self.cross.project(x, self.cross_logit) + self.evidence_skip(evidence)
         logits = self.perceptron(x) + shared + dense_logit.unsqueeze(-1)  # (R, K)
         return flat.restore(logits if self.training else logits.mean(-1))
 

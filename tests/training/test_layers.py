@@ -133,3 +133,12 @@ def test_member_perceptron_by_hand():
         torch.testing.assert_close(found[:, member], expected)
     with pytest.raises(ValueError, match="at least one width"):
         MemberPerceptron(5, hidden=(), dropout=0.0, num_members=2, use_bfloat16=False)
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_a_projected_cross_is_the_projection_of_the_cross(num_layers):
+    torch.manual_seed(0)
+    cross = LowRankCross(10, rank=3, num_layers=num_layers)
+    onto = torch.nn.Linear(10, 1)
+    x = torch.randn(7, 10)
+    torch.testing.assert_close(cross.project(x, onto), onto(cross(x)))
