@@ -154,7 +154,7 @@ def write_rows(folder: Path, how: str, kind: str, num_workers: int) -> dict[str,
         client.flushall()
         if how == "ours":
             copy = ViewCopy(
-                store, open_offline(store), open_writer(store), view, NOW, num_workers,
+                store, open_offline(store), open_writer(store), view, NOW, lambda: NOW, num_workers,
                 _forget, silent,
             )  # fmt: skip
             began = time.perf_counter()

@@ -31,6 +31,8 @@ from feature_repo.feast_bytes import (
 
 READ_TIMEOUT_S = 0.2
 """Of a lookup: a ranking cannot wait longer for one that hangs."""
+_SCAN_KEYS = 2000
+"""Names that a server looks at per step of a walk."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ class RedisLine:
                 f"{error}); check that it runs, then run this again"
             ) from error
 
+    def scan(self, prefix: bytes, suffix: bytes) -> Iterator[bytes]:
+        """Hashes whose names begin and end so, of every primary; one may come twice."""
+        pattern = _literal(prefix) + b"*" + _literal(suffix)
+        with self.errors():
+            yield from self.client.scan_iter(pattern, count=_SCAN_KEYS, _type="HASH")
+
     def hashes(
         self, keys: Sequence[bytes], fields: Sequence[bytes]
     ) -> list[Sequence[bytes | None]]:
@@ -114,6 +122,11 @@ class RedisLine:
                 pipe.execute_command("HMGET", key, *fields)
             rows: list[Sequence[bytes | None]] = pipe.execute()
         return rows
+
+
+def _literal(name: bytes) -> bytes:
+    """A pattern of SCAN that matches a name alone."""
+    return b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^" else bytes([byte]) for byte in name)
 
 
 class RedisLookup:
