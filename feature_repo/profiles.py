@@ -79,8 +79,8 @@ def open_store(home: Home, profile: str) -> FeatureStore:
         place = f"{url.host}:{url.port}" if url.host else url.database
         reason = str(error.orig).strip().splitlines()[0]
         raise StoreError(
-            f"the registry of the profile {profile!r} at {place} cannot be reached ({reason}): is "
-            "its server up? See docs/production.md; nothing is lost"
+            f"the registry of the profile {profile!r} at {place} cannot be reached ({reason}): "
+            f"check the server and {DATABASE_URL}; see docs/production.md; nothing is lost"
         ) from error
     return store
 

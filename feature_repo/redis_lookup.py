@@ -17,7 +17,12 @@ from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.types import String
 from numpy.typing import NDArray
 from redis.backoff import NoBackoff
-from redis.exceptions import OutOfMemoryError, RedisClusterException, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    OutOfMemoryError,
+    RedisClusterException,
+    RedisError,
+)
 from redis.retry import Retry
 
 from feature_repo.errors import StoreError
@@ -31,6 +36,8 @@ from feature_repo.feast_bytes import (
 
 READ_TIMEOUT_S = 0.2
 """Of a lookup: a ranking cannot wait longer for one that hangs."""
+_REFUSAL = "username-password"
+"""In what Redis says to a wrong login, which the client of a cluster wraps into another error."""
 _SCAN_KEYS = 2000
 """Names that a server looks at per step of a walk."""
 
@@ -101,6 +108,11 @@ class RedisLine:
                 raise StoreError(
                     f"Redis at {self.place} is full (maxmemory): nothing more was copied; give it "
                     "more memory or remove views, then run this again"
+                ) from error
+            if isinstance(error, AuthenticationError) or _REFUSAL in str(error):  # of a cluster
+                raise StoreError(
+                    f"Redis at {self.place} refuses the login ({error}): check the user and the "
+                    "password in REDIS_URL"
                 ) from error
             raise StoreError(
                 f"Redis at {self.place} does not answer as it should ({type(error).__name__}: "

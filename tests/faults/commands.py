@@ -40,6 +40,7 @@ _IMPORTED = (
     "encoders.encode",
     "training.train",
     "training.export",
+    "serving.ranker",
     # What these import when they first need it.
     "feast.infra.compute_engines.local.compute",
     "feast.infra.offline_stores.contrib.postgres_offline_store.postgres",
