@@ -114,6 +114,11 @@ class RedisLine:
                     f"Redis at {self.place} refuses the login ({error}): check the user and the "
                     "password in REDIS_URL"
                 ) from error
+            if "MISCONF" in str(error):
+                raise StoreError(
+                    f"Redis at {self.place} cannot write to its disk and takes nothing new "
+                    f"({error}): nothing more was copied; free space there, then run this again"
+                ) from error
             raise StoreError(
                 f"Redis at {self.place} does not answer as it should ({type(error).__name__}: "
                 f"{error}); check that it runs, then run this again"

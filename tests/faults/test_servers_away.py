@@ -92,16 +92,18 @@ def test_a_wrong_password_is_said_at_once(world: World, server: str) -> None:
             for command in COMMANDS:
                 began = time.perf_counter()
                 assert stage.run(command, **right).code == 0
-                limit_s = max(PASSWORD_LIMIT_S, time.perf_counter() - began)
-                seconds = []
-                for _ in range(3):  # a busy machine may stop us in one of them
+                # To load a model takes a while, too, and so does everything on a busy machine.
+                limit_s = max(PASSWORD_LIMIT_S, 2 * (time.perf_counter() - began))
+                for attempt in range(3):
                     began = time.perf_counter()
                     done = stage.run(command, **wrong)
-                    seconds.append(time.perf_counter() - began)
+                    seconds = time.perf_counter() - began
                     assert done.code == 1
                     assert said in done.stderr + done.stdout
                     assert "Traceback" not in done.stderr
-                assert min(seconds) < limit_s, command  # to load a model takes a while, too
+                    if seconds < limit_s:
+                        break
+                    assert attempt < 2, f"{command} took {seconds} s"
         finally:
             client.config_set("requirepass", "")
 
