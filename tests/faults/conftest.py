@@ -14,7 +14,6 @@ from feature_repo.services.postgres import PostgresServer
 from feature_repo.services.processes import free_port, stop_process
 from feature_repo.services.redis import RedisServer
 from tests.encoders.conftest import SIZES, save
-from tests.faults.commands import command_server
 from tests.faults.world import Servers, World, steps, write_data
 from tests.servers import PASSWORD, scratch_folder
 
@@ -30,7 +29,7 @@ def end(server: PostgresServer | RedisServer) -> None:
 
 
 @pytest.fixture(scope="session")
-def world(_ends_in_order: None) -> Iterator[World]:
+def world(_ends_in_order: None, fork_server: None) -> Iterator[World]:
     """Every step's undisturbed result."""
     with contextlib.ExitStack() as stack:
         folder = scratch_folder()
@@ -40,7 +39,6 @@ def world(_ends_in_order: None) -> Iterator[World]:
         for server in (postgres, redis):
             stack.callback(end, server)
             server.start()
-        stack.enter_context(command_server())
         torch.manual_seed(0)
         bert = BertModel(BertConfig(max_position_embeddings=64, **SIZES))
         model = save(bert, folder / "bert")

@@ -1,8 +1,7 @@
 """What is offline comes online: once, completely, through kills and losses; what is gone leaves."""
 
+import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from tests.feature_repo.online_stores import (
     redis_config,
     write_part,
 )
+from tests.forked import run_forked
 
 DAY = timedelta(days=1)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -265,17 +265,28 @@ def test_a_killed_run_goes_on_behind_its_last_window(world: World) -> None:
     assert world.copy().num_rows == 0
 
 
+def killed_copy(folder: Path, connection: str) -> None:
+    """A copy that ends itself with SIGKILL after its first window."""
+    world = World(folder, redis_config(connection))
+
+    def save(state: CopyState) -> None:
+        state.save(world.saved)
+        if state.num_windows == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with world.writer.hold("home"):
+        world.copy(save=save)
+
+
 def test_a_process_killed_by_the_system_goes_on(
-    redis_world: World, redis_server: RedisServer
+    redis_world: World, redis_server: RedisServer, fork_server: None
 ) -> None:
     """Its lock in Redis stays behind; who holds the home takes it over."""
     redis_world.part("a", users(*range(20)))
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(redis_world.folder),
-         redis_server.connection_string],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    folder = redis_world.folder
+    connection = redis_server.connection_string
+    killed = run_forked(killed_copy, folder, connection, output=folder / "said")
+    assert killed.code == -signal.SIGKILL, killed.said
     state = redis_world.state()
     assert state is not None
     assert state.unfinished is not None
@@ -284,21 +295,6 @@ def test_a_process_killed_by_the_system_goes_on(
     with redis_world.writer.hold("home"):
         assert redis_world.copy().num_rows == 14
     assert redis_world.read(names(*range(20))) == list(range(20))
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.feature_repo.online_stores import redis_config
-from tests.feature_repo.test_online_copy import World
-world = World(Path(sys.argv[1]), redis_config(sys.argv[2]))
-def save(state):
-    state.save(world.saved)
-    if state.num_windows == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-with world.writer.hold("home"):
-    world.copy(save=save)
-"""
 
 
 def test_a_killed_run_starts_again_where_its_rows_changed(world: World) -> None:
