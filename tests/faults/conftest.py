@@ -25,7 +25,10 @@ def end(server: PostgresServer | RedisServer) -> None:
     """Stop a server at once, and its children: nobody wants its data."""
     process = server.process()
     if process is not None:
-        stop_process(process, signal.SIGQUIT, timeout_s=60)
+        # PostgreSQL takes its children along. Redis would ignore it where its parents did, as the
+        # background jobs of a script do.
+        at_once = signal.SIGQUIT if isinstance(server, PostgresServer) else signal.SIGKILL
+        stop_process(process, at_once, timeout_s=60)
 
 
 @pytest.fixture(scope="session")

@@ -51,11 +51,12 @@ class SmallDisk:
     @contextlib.contextmanager
     def _ballast(self, room: int) -> Iterator[None]:
         ballast = self.folder / "ballast"
-        with ballast.open("wb") as file:
-            left = shutil.disk_usage(self.folder).free - room
-            while left > 0:
-                left -= file.write(bytes(min(left, 1 << 20)))
         try:
+            # A server writes meanwhile: the last of the room may be its own.
+            with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                left = shutil.disk_usage(self.folder).free - room
+                while left > 0:
+                    left -= file.write(bytes(min(left, 1 << 20)))
             yield
         finally:
             ballast.unlink()
