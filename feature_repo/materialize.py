@@ -177,10 +177,27 @@ def prune_online(home: Home, profile: str) -> None:
         StoreError: If the store fails, or another process copies to it.
     """
     store = open_store(home, profile)
+    record = home.materialized(profile)
+    views = {view.name: view for view in store.list_feature_views()}
     with home.lock(f"online-{profile}"), feast_in_log():
         writer = open_writer(store)
-        with writer.hold(f"{socket.gethostname()}:{home.materialized(profile)}"):
+        with writer.hold(f"{socket.gethostname()}:{record}"):
+            known = copied_views(home, profile)
+            if _has_removed(known, views):  # one that comes back must be copied anew
+                kept = {
+                    name: _narrowed(state, views[name])
+                    for name, state in known.items()
+                    if name in views
+                }
+                Materialized(views=kept, prune=True).save(record)
             _prune(writer)
+
+
+def _narrowed(state: CopyState, view: FeatureView) -> CopyState:
+    """The state of a copy without the features that are applied no more."""
+    names = {feature.name for feature in view.features}
+    features = {name: kind for name, kind in state.features.items() if name in names}
+    return state.model_copy(update={"features": features})
 
 
 def remove_online(home: Home, profile: str, views: Iterable[str], *, dry_run: bool = False) -> int:
