@@ -340,7 +340,7 @@ def steps(toml: Path, model: Path) -> dict[str, list[str]]:
     """The commands from raw logs to online features and a model."""
     return {
         "ingest": ["ingest", str(toml)],
-        "encode": ["encode", "--model", str(model), "--split-layer", "2", "--max-tokens", "16"],
+        "encode": ["encode", "--model", str(model), "--split-layer", "3", "--max-tokens", "16"],
         "sequences": ["sequences", "--threads", "1"],
         "apply": ["apply"],
         "materialize": ["materialize"],
