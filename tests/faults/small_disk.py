@@ -1,7 +1,7 @@
 """A disk that is full for a while: a small tmpfs with a ballast.
 
-Where this process may not mount one, the size of a file is limited instead, which writes meet as
-the same kind of error.
+Where this process may not mount one, a file's size is limited instead, or no file can be made:
+writes meet the same kind of error.
 """
 
 import contextlib
@@ -39,14 +39,12 @@ class SmallDisk:
         if self.mounted:
             with self._ballast(room):
                 yield
-            return
-        process = server.process()
-        assert process is not None
-        limit = (room, resource.RLIM_INFINITY)
-        before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
-        yield
-        if process.is_running():
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+        elif isinstance(server, PostgresServer):
+            with _no_new_files(server):
+                yield
+        else:
+            with _no_longer_files(server):
+                yield
 
     @contextlib.contextmanager
     def _ballast(self, room: int) -> Iterator[None]:
@@ -60,6 +58,30 @@ class SmallDisk:
             yield
         finally:
             ballast.unlink()
+
+
+@contextlib.contextmanager
+def _no_new_files(server: PostgresServer) -> Iterator[None]:
+    """Its account, which is never root, may not make files where its tables are."""
+    folders = [path for path in (server.data / "base").iterdir() if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def _no_longer_files(server: RedisServer) -> Iterator[None]:
+    """The system ends it when it writes."""
+    process = server.process()
+    assert process is not None
+    before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    yield
+    if process.is_running():
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager
