@@ -8,10 +8,11 @@ Real servers run on loopback for the time of the benchmark; every case is a proc
 - ``lookups``: one user's row and 500 vectors, by ours, by Feast's public call, and by a bare HMGET
   whose bytes are parsed.
 - ``copy`` and ``historical``: a home of 1,000,000 events (100 snapshots per user) loaded into
-  PostgreSQL, then read by ours on both profiles and by Feast's own join, which must agree.
+  PostgreSQL, then read by ours on both profiles and by Feast's own join, which must agree;
+  ``num_requests`` sizes, each with its peak of memory.
 
     python -m benchmarks.bench_production --num-rows 100000 --num-requests 10000 100000 1000000 \
-        --num-users 4000
+        --num-feast-requests 100000 --num-users 4000
 """
 
 import argparse
@@ -154,7 +155,7 @@ def write_rows(folder: Path, how: str, kind: str, num_workers: int) -> dict[str,
         client.flushall()
         if how == "ours":
             copy = ViewCopy(
-                store, open_offline(store), open_writer(store), view, NOW, num_workers,
+                store, open_offline(store), open_writer(store), view, NOW, lambda: NOW, num_workers,
                 _forget, silent,
             )  # fmt: skip
             began = time.perf_counter()
@@ -299,23 +300,36 @@ def copy_home(home: Home, num_workers: int) -> dict[str, Any]:
 
 
 def historical(home: Home, profile: str, join: str, num_requests: int) -> dict[str, Any]:
-    """Sequences and statistics of random users at random times; a digest of all that was read."""
+    """Sequences and statistics of random users at random times; a digest of all that was read.
+
+    ``extra_mib`` is the memory on the way to the result, which must not grow with the requests: the
+    peak without the result itself and without what the process held before.
+    """
     reader = FeatureReader(home, profile)
     rng = np.random.default_rng(1)
     number = rng.integers(0, load_manifest(home).num_users, num_requests)
     users = np.char.add("u", number.astype(str)).astype(object)
     first = int(np.datetime64("2024-03-01", "us").astype(np.int64))
     times = first + rng.integers(0, 300 * 86_400_000_000, num_requests)
+    before_mib = _peak_mib()
     began = time.perf_counter()
     read = reader.historical_users(users, times, join=join)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
-    digest = hashlib.sha256(read.dense.tobytes())
+    peak_mib = _peak_mib()
+    arrays = [read.dense]
     for sequence in read.sequences.values():
-        for array in (sequence.behavior_ids, sequence.item_keys, sequence.timestamps):
-            digest.update(array.tobytes())
+        arrays += [sequence.behavior_ids, sequence.item_keys, sequence.timestamps]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+    result_mib = sum(array.nbytes for array in arrays) / 2**20
     return {
-        "seconds": seconds, "rows_per_s": num_requests / seconds, "sha256": digest.hexdigest(),
-    }  # fmt: skip
+        "seconds": seconds,
+        "rows_per_s": num_requests / seconds,
+        "sha256": digest.hexdigest(),
+        "result_mib": result_mib,
+        "extra_mib": peak_mib - before_mib - result_mib,
+    }
 
 
 def _peak_mib() -> float:

@@ -140,7 +140,7 @@ def apply(settings: Settings) -> None:
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Copy everything again, into empty tables.")
+@click.option("--full", is_flag=True, help="Copy everything again, over what is online.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads.")
 @pass_settings
 def materialize(settings: Settings, full: bool, workers: int) -> None:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from feature_repo.errors import StoreError
 
+_BLOCK_ROWS = 4096
+"""Lists that are aligned at once: their places stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -30,12 +33,15 @@ class Ragged:
 
     def right_aligned(self, width: int) -> NDArray[Any]:
         """Dense [R, width], zeros to the left; the last ``width`` of longer lists."""
-        kept = np.minimum(self.lengths, width)
-        within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        rows = np.repeat(np.arange(len(kept)), kept)
-        source = np.repeat(np.cumsum(self.lengths) - kept, kept) + within
-        dense = np.zeros((len(kept), width), dtype=self.values.dtype)
-        dense[rows, np.repeat(width - kept, kept) + within] = self.values[source]
+        dense = np.zeros((len(self.lengths), width), dtype=self.values.dtype)
+        ends = np.cumsum(self.lengths)
+        place = np.arange(width)
+        for start in range(0, len(dense), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            kept = np.minimum(self.lengths[block], width)[:, None]
+            is_there = place >= width - kept
+            source = (ends[block, None] - width + place)[is_there]
+            dense[block][is_there] = self.values[source]
         return dense
 
 

@@ -55,6 +55,20 @@ def time_field(view: str) -> bytes:
     return f"_ts:{view}".encode()
 
 
+def project_of(key: bytes) -> bytes | None:
+    """The project at the end of a Redis key of one join key; None where it is no such key."""
+    try:
+        count, kind, size = struct.unpack_from("<III", key)
+        value_kind, value_size = struct.unpack_from("<II", key, 12 + size)
+    except struct.error:
+        return None
+    end = 20 + size + value_size
+    kinds = (ValueType.STRING, ValueType.INT64)
+    if count != 1 or kind != ValueType.STRING or value_kind not in kinds or end > len(key):
+        return None
+    return key[end:]
+
+
 class KeyCodec:
     """Redis keys of the entities of one join key.
 

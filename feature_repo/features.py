@@ -6,9 +6,10 @@ Sequences are right-aligned: the newest behaviour is always at index N-1, so "th
 ``[:, -M:]`` and the distance from the end is the same number for every user.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,3 +163,47 @@ class Reader(OnlineReader, Protocol):
         self, item_ids: NDArray[np.object_], request_times: NDArray[np.int64]
     ) -> ItemFeatures:
         """Items as known at their request times, epoch microseconds."""
+
+
+Features = TypeVar("Features", UserFeatures, ItemFeatures)
+
+
+def assemble(parts: Iterable[tuple[NDArray[np.int64], Features]], num_rows: int) -> Features:
+    """Features that were read a part at a time, in one; memory is that of the result and a part.
+
+    Args:
+        parts: For each part the rows that it fills, int64, and their features; at least one part,
+            and each of the ``num_rows`` rows in one of them.
+        num_rows: R.
+    """
+    whole: Features | None = None
+    for rows, part in parts:
+        if whole is None:
+            whole = _with_room(part, num_rows)
+        _fill(whole, rows, part)
+    assert whole is not None, "no part at all"
+    return whole
+
+
+def _with_room(value: Any, num_rows: int) -> Any:
+    """The same with arrays of so many rows, which hold anything."""
+    if isinstance(value, np.ndarray):
+        return np.empty((num_rows, *value.shape[1:]), dtype=value.dtype)
+    if isinstance(value, dict):
+        return {name: _with_room(inner, num_rows) for name, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: _with_room(getattr(value, f.name), num_rows) for f in fields(value)}
+        return replace(value, **named)
+    return value
+
+
+def _fill(whole: Any, rows: NDArray[np.int64], part: Any) -> None:
+    """Put the arrays of a part into rows of the arrays of the whole."""
+    if isinstance(whole, np.ndarray):
+        whole[rows] = part
+    elif isinstance(whole, dict):
+        for name, inner in whole.items():
+            _fill(inner, rows, part[name])
+    elif is_dataclass(whole):
+        for field in fields(whole):
+            _fill(getattr(whole, field.name), rows, getattr(part, field.name))

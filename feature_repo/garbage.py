@@ -11,7 +11,7 @@ from feature_repo.artifact import finished_runs, forget_runs, load_current_run, 
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from feature_repo.manifest import load_encoder
-from feature_repo.materialize import apply, remove_online
+from feature_repo.materialize import apply, prune_online, remove_online
 from feature_repo.postgres_session import Database
 from feature_repo.postgres_versions import drop_tables, versioned_tables
 from feature_repo.profiles import open_store
@@ -57,7 +57,8 @@ def collect_garbage(home: Home, profile: str, *, keep: int, dry_run: bool = Fals
     """Remove the versions that nobody needs any more.
 
     The served run, the one before and the ``keep`` newest ones stay, with their encoders and the
-    current one. Whoever reads a version that goes must end first.
+    current one. Values of removed features leave the online store. Whoever reads a version that
+    goes must end first.
 
     Args:
         home: Where the versions are.
@@ -110,6 +111,7 @@ def collect_garbage(home: Home, profile: str, *, keep: int, dry_run: bool = Fals
         apply(home, profile)
     if database is not None:
         drop_tables(database, list(tables))
+    prune_online(home, profile)
     return garbage
 
 

@@ -10,18 +10,20 @@ import contextlib
 import io
 import logging
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from feast import FeatureView
 from feast.repo_operations import apply_total_with_repo_instance
 
+from feature_repo import sequences
 from feature_repo.definitions import define
 from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.home import Home
 from feature_repo.live_offline import LiveOffline
 from feature_repo.manifest import Document, load_manifest
 from feature_repo.offline import open_offline
-from feature_repo.online import open_writer
+from feature_repo.online import OnlineWriter, open_writer
 from feature_repo.online_copy import CopyState, MaterializedView, ViewCopy
 from feature_repo.profiles import open_store
 from feature_repo.progress import ProgressBars, no_bars
@@ -34,6 +36,8 @@ class Materialized(Document):
     """What was copied to the online store of a profile."""
 
     views: dict[str, CopyState]
+    prune: bool = False
+    """Values of features that are applied no more may lie online."""
 
 
 def copied_views(home: Home, profile: str) -> dict[str, CopyState]:
@@ -42,10 +46,14 @@ def copied_views(home: Home, profile: str) -> dict[str, CopyState]:
     Raises:
         StoreError: If another version wrote the record.
     """
+    return dict(_load(home, profile).views)
+
+
+def _load(home: Home, profile: str) -> Materialized:
     record = home.materialized(profile)
     if not record.exists():
-        return {}
-    return dict(Materialized.load(record, made_by="longtrail materialize").views)
+        return Materialized(views={})
+    return Materialized.load(record, made_by="longtrail materialize")
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,15 @@ def materialize(
 ) -> list[MaterializedView]:
     """Copy each key's latest features, as of now, to the online store.
 
-    A run that was killed goes on behind its last finished window. Keys that are gone offline, and
-    rows older than their view's time to live, leave the online store. Users with live events that
-    come meanwhile are pushed once more at the end: the copy knows them as they were before.
+    A run that was killed goes on behind its last finished window. Keys that are gone offline, rows
+    older than their view's time to live, and features that are applied no more leave the online
+    store. Users whose live events the batch's files lack are pushed once more after their view: the
+    copy, and one that was killed before, knows them as they were without.
 
     Args:
         home: Where the record of what was copied is.
         profile: Which stores.
-        full: Copy everything again, into empty tables.
+        full: Copy everything again, over what is online, which can be read meanwhile.
         num_workers: Threads that encode and write.
         bars: Opens a progress bar for a view; receives its rows.
 
@@ -107,41 +116,98 @@ def materialize(
     load_manifest(home)  # before any store is made
     store = open_store(home, profile)
     live = LiveOffline(home, profile, store)
-    journal = live.journal()
-    copied_events = journal.last_sequence() if journal else 0
     live.catch_up()
-    end = load_manifest(home).now()
+    manifest = load_manifest(home)
+    end = manifest.now()
     offline = open_offline(store)
     record = home.materialized(profile)
     with home.lock(f"online-{profile}"), feast_in_log():
         try:
-            states = copied_views(home, profile)
+            known = _load(home, profile)
         except StoreError as error:  # of another version: what is online is unknown
             logger.info("%s", error)
-            states, full = {}, True
-        held = {view.name: bool(offline.parts(view.name)) for view in store.list_feature_views()}
+            known, full = Materialized(views={}), True
+        views = {view.name: view for view in store.list_feature_views()}
+        held = {name: bool(offline.parts(name)) for name in views}
         if not any(held.values()):
             raise MissingStepError(
                 f"no applied feature view of {home.root} has features: run `longtrail encode`, "
                 "`longtrail sequences` and `longtrail apply` first"
             )
+        states = {name: state for name, state in known.views.items() if name in views}
+        prune = full or known.prune or _has_removed(known.views, views)
         writer = open_writer(store)
         done = []
         with writer.hold(f"{socket.gethostname()}:{record}"):
-            for view in store.list_feature_views():
-                if not held[view.name] and view.name not in states:
+            for name, view in views.items():
+                if not held[name] and name not in states:
                     continue
 
-                def save(state: CopyState, name: str = view.name) -> None:
+                def save(state: CopyState, name: str = name) -> None:
                     states[name] = state
-                    Materialized(views=states).save(record)
+                    Materialized(views=states, prune=prune).save(record)
 
-                with bars(view.name) as progress:
-                    copy = ViewCopy(store, offline, writer, view, end, num_workers, save, progress)
-                    done.append(copy.run(states.get(view.name), full=full))
-        if journal := live.journal():
-            LivePush(home, store, writer, journal).push(journal.users_since(copied_events))
+                with bars(name) as progress:
+                    copy = ViewCopy(
+                        store, offline, writer, view, end, manifest.now, num_workers, save, progress
+                    )
+                    done.append(copy.run(states.get(name), full=full))
+                if name == sequences.VIEW and (journal := live.journal()):
+                    behind = load_manifest(home).live_sequence
+                    LivePush(home, store, writer, journal).push(journal.users_since(behind))
+            if prune:
+                _prune(writer)
+                Materialized(views=states).save(record)
     return done
+
+
+def _has_removed(copied: Mapping[str, CopyState], views: Mapping[str, FeatureView]) -> bool:
+    """Whether something was copied that is applied no more: a view, or a feature of one."""
+    for name, state in copied.items():
+        names = {feature.name for feature in views[name].features} if name in views else set()
+        begun = state.unfinished.features if state.unfinished else {}
+        if (state.features.keys() | begun.keys()) - names:
+            return True
+    return False
+
+
+def _prune(writer: OnlineWriter) -> None:
+    if num_values := writer.prune():
+        logger.info("%d values of features that are applied no more were deleted", num_values)
+
+
+def prune_online(home: Home, profile: str) -> None:
+    """Delete the online values of features and views that are applied no more.
+
+    Args:
+        home: Whose definitions are applied.
+        profile: Which stores.
+
+    Raises:
+        StoreError: If the store fails, or another process copies to it.
+    """
+    store = open_store(home, profile)
+    record = home.materialized(profile)
+    views = {view.name: view for view in store.list_feature_views()}
+    with home.lock(f"online-{profile}"), feast_in_log():
+        writer = open_writer(store)
+        with writer.hold(f"{socket.gethostname()}:{record}"):
+            known = copied_views(home, profile)
+            if _has_removed(known, views):  # one that comes back must be copied anew
+                kept = {
+                    name: _narrowed(state, views[name])
+                    for name, state in known.items()
+                    if name in views
+                }
+                Materialized(views=kept, prune=True).save(record)
+            _prune(writer)
+
+
+def _narrowed(state: CopyState, view: FeatureView) -> CopyState:
+    """The state of a copy without the features that are applied no more."""
+    names = {feature.name for feature in view.features}
+    features = {name: kind for name, kind in state.features.items() if name in names}
+    return state.model_copy(update={"features": features})
 
 
 def remove_online(home: Home, profile: str, views: Iterable[str], *, dry_run: bool = False) -> int:
@@ -174,9 +240,10 @@ def remove_online(home: Home, profile: str, views: Iterable[str], *, dry_run: bo
             for view in chosen:
                 writer.clear(view)
                 writer.mark(view.name, "")
-            if states := copied_views(home, profile):
-                kept = {name: state for name, state in states.items() if name not in wanted}
-                Materialized(views=kept).save(record)
+            known = _load(home, profile)
+            if known.views:
+                kept = {name: state for name, state in known.views.items() if name not in wanted}
+                known.model_copy(update={"views": kept}).save(record)
     return num_rows
 
 

@@ -70,6 +70,7 @@ class OfflineFiles:
                 WITH snapshots AS (
                     SELECT {key} AS key, event_timestamp, filename, file_row_number
                     FROM read_parquet(?, filename = true, file_row_number = true)
+                    WHERE {key} IN (SELECT key FROM requests)
                     QUALIFY row_number() OVER (
                         PARTITION BY {key}, event_timestamp ORDER BY created_timestamp DESC
                     ) = 1

@@ -233,14 +233,16 @@ def _locate(
     oldest = sql.SQL("AND s.event_timestamp >= r.time - {}").format(ttl) if ttl else sql.SQL("")
     query = sql.SQL(
         """
-        SELECT r.request,
-            split_part(trim(BOTH '()' FROM s.place::text), ',', 1)::bigint * {blocks}
-            + split_part(trim(BOTH '()' FROM s.place::text), ',', 2)::bigint AS place
-        FROM requests r CROSS JOIN LATERAL (
-            SELECT ctid AS place FROM {table} s
-            WHERE s.{key} = r.key AND s.event_timestamp <= r.time {oldest}
-            ORDER BY s.event_timestamp DESC, s.created_timestamp DESC LIMIT 1
-        ) s
+        SELECT coalesce(array_agg(request), '{{}}'), coalesce(array_agg(place), '{{}}') FROM (
+            SELECT r.request,
+                split_part(trim(BOTH '()' FROM s.place::text), ',', 1)::bigint * {blocks}
+                + split_part(trim(BOTH '()' FROM s.place::text), ',', 2)::bigint AS place
+            FROM requests r CROSS JOIN LATERAL (
+                SELECT ctid AS place FROM {table} s
+                WHERE s.{key} = r.key AND s.event_timestamp <= r.time {oldest}
+                ORDER BY s.event_timestamp DESC, s.created_timestamp DESC LIMIT 1
+            ) s
+        ) found
         """
     ).format(
         blocks=sql.Literal(1 << _BLOCK_BITS),
@@ -248,9 +250,10 @@ def _locate(
         key=sql.Identifier(key),
         oldest=oldest,
     )
-    schema = pa.schema([("request", pa.int64()), ("place", pa.int64())])
-    found = pa.Table.from_batches(read_table(session, query, schema), schema=schema)
-    return found["request"].to_numpy(), found["place"].to_numpy()
+    numbers = pa.list_(pa.int64())  # one row: each costs more than what these numbers do
+    schema = pa.schema([("requests", numbers), ("places", numbers)])
+    (found,) = read_table(session, query, schema)
+    return found["requests"].values.to_numpy(), found["places"].values.to_numpy()
 
 
 def _rows_at(

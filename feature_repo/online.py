@@ -5,7 +5,7 @@ Feast's own writers differ in what they do with older and equal times; here a ro
 stored unless that is newer, so that corrections with an equal time arrive.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Protocol
@@ -52,8 +52,27 @@ class OnlineWriter(Protocol):
     def delete(self, view: FeatureView, keys: pa.Array, *, until: datetime) -> int:
         """Delete the view's rows of some keys, not those later than ``until``; how many."""
 
+    def turn_back(self, view: FeatureView, *, to: datetime, now: Callable[[], datetime]) -> int:
+        """Give rows of the future an event time that a whole copy replaces.
+
+        Args:
+            view: Whose rows.
+            to: Their new event time; the values stay.
+            now: The moment behind which the future begins, asked after the rows' times were read:
+                what is pushed meanwhile is not of the future.
+
+        Returns:
+            The number of rows.
+        """
+
     def clear(self, view: FeatureView) -> None:
         """Delete all rows of the view."""
+
+    def prune(self) -> int:
+        """Delete the values of features that no applied view declares any more; how many.
+
+        Values of other projects, and of all views that are applied, stay.
+        """
 
     def count(self, view: FeatureView) -> int:
         """Number of keys with a row of the view."""

@@ -53,6 +53,8 @@ class Unfinished(Document):
     end: AwareDatetime
     whole: bool
     """All rows are copied, whatever is online; else what changed."""
+    full: bool = False
+    """A whole copy that was asked for, not one that had to be."""
     sweep: bool
     """Keys that are not offline may be online."""
     num_rows: int
@@ -110,7 +112,8 @@ class ViewCopy:
         offline: Where the rows are.
         writer: Where they go.
         view: The view.
-        end: Now: later rows are not copied.
+        end: When the copy began: later rows are not copied.
+        now: The moment at which a request is answered; :attr:`end` for a replayed data set.
         num_workers: Threads that encode and write.
         save: Writes the state into the home.
         progress: Receives rows.
@@ -123,6 +126,7 @@ class ViewCopy:
     writer: OnlineWriter
     view: FeatureView
     end: datetime
+    now: Callable[[], datetime]
     num_workers: int
     save: Callable[[CopyState], None]
     progress: Progress
@@ -135,17 +139,25 @@ class ViewCopy:
     def run(self, state: CopyState | None, *, full: bool) -> MaterializedView:
         """Copy what is new since ``state``; everything where that is None or does not hold.
 
+        Readers see every key all the time: rows are replaced one by one, and only then do those
+        leave that are gone offline.
+
+        Args:
+            state: Of the last run.
+            full: Copy everything; a run that was asked for this before and was killed goes on.
+
         Raises:
             StoreError: If a store fails, or all rows of the view are later than now.
         """
         began = time.perf_counter()
         name = self.view.name
-        if full:
-            self.writer.clear(self.view)
-            self.writer.mark(name, "")
-            state = None
-        elif state is not None and not self._is_online(state):
+        if state is not None and not self._is_online(state):
             logger.warning("the online store lost rows of %s: all are copied again", name)
+            state = None
+        full = full and not (state and state.unfinished and state.unfinished.full)
+        if full:
+            # Nothing that is online is newer than now, or it would outlast the copy.
+            self.writer.turn_back(self.view, to=self.end, now=self.now)
             state = None
         parts, features = self.offline.parts(name), self._features()
         open_copy = state.unfinished if state else None
@@ -154,7 +166,7 @@ class ViewCopy:
         num_future = 0
         if not parts:
             self._forget(state)
-        elif open_copy := self._plan(state, parts, features):
+        elif open_copy := self._plan(state, parts, features, full=full):
             if state is None or open_copy.parts != state.parts:
                 num_future, _ = self.offline.newest_rows(
                     name, start=self.end + _MICROSECOND, end=_FOREVER, batch_rows=self.batch_rows
@@ -185,7 +197,12 @@ class ViewCopy:
         return {field.name: str(field.dtype) for field in self.view.features}
 
     def _plan(
-        self, state: CopyState | None, parts: dict[str, list[int]], features: dict[str, str]
+        self,
+        state: CopyState | None,
+        parts: dict[str, list[int]],
+        features: dict[str, str],
+        *,
+        full: bool,
     ) -> Unfinished | None:
         """What is to copy; None where nothing can be new."""
         name = self.view.name
@@ -205,12 +222,12 @@ class ViewCopy:
                 )
             whole = True
             # A store without a mark of ours is new: it holds nothing that could be gone offline.
-            sweep = self.writer.marks(name) != {""}
+            sweep = full or self.writer.marks(name) != {""}
         if self.view.ttl:
             start = max(start, self.end - self.view.ttl)
         return Unfinished(
-            parts=parts, features=features, start=start, end=self.end, whole=whole, sweep=sweep,
-            num_rows=0,
+            parts=parts, features=features, start=start, end=self.end, whole=whole, full=full,
+            sweep=sweep, num_rows=0,
         )  # fmt: skip
 
     def _copy(self, state: CopyState, work: Unfinished) -> CopyState:

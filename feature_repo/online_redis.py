@@ -9,9 +9,10 @@ and the row set in one step, so that no push between the two is lost.
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from redis.exceptions import LockError, NoScriptError, RedisClusterException, Re
 from redis.lock import Lock
 
 from feature_repo.errors import StoreError
-from feature_repo.feast_bytes import KeyCodec, time_bytes, value_bytes
+from feature_repo.feast_bytes import KeyCodec, time_bytes, times_from_bytes, value_bytes
 from feature_repo.fields import EVENT_TIMESTAMP
 from feature_repo.redis_lookup import RedisLine, ViewLayout
+from feature_repo.redis_pruning import RedisPruning
 
 WRITE_TIMEOUT_S = 5.0
 """Of a batch: a server may pause for seconds to save its data."""
@@ -130,7 +132,7 @@ class RedisWriter:
         keys = layout.codec.encode(batch.column(_key(view)).to_pylist())
         moments = batch.column(EVENT_TIMESTAMP).cast(pa.timestamp("us", tz="UTC"))
         times = np.asarray(moments.cast(pa.int64()))
-        limits = times if until is None else np.maximum(times, (until - _EPOCH) // _MICROSECOND)
+        limits = times if until is None else np.maximum(times, _micros(until))
         columns: list[Sequence[bytes]] = [[layout.time] * len(keys), time_bytes(times)]
         for name, (field, kind) in layout.features.items():
             columns += [[field] * len(keys), value_bytes(batch.column(name), kind)]
@@ -142,10 +144,10 @@ class RedisWriter:
         layout = ViewLayout.of(self._store, view)
         fields = (layout.time, *(field for field, _ in layout.features.values()))
         encoded = layout.codec.encode(keys.to_pylist())
-        (limit,) = time_bytes(np.array([(until - _EPOCH) // _MICROSECOND]))
+        (limit,) = time_bytes(np.array([_micros(until)]))
         return sum(
             self._run(layout, part, [limit] * len(part), b"HDEL", [fields] * len(part))
-            for part in _parts(encoded)
+            for part in _batches(encoded, _PIPELINE_KEYS)
         )
 
     def _run(
@@ -185,31 +187,48 @@ class RedisWriter:
     def keys(self, view: FeatureView, batch_keys: int) -> Iterator[pa.Array]:
         """Walk through all keys of the entity with SCAN; keep those with a time of the view."""
         layout = ViewLayout.of(self._store, view)
-        found: list[bytes] = []
-        for key in self._scan(layout.codec):
-            found.append(key)
-            if len(found) >= batch_keys:
-                yield self._with_rows(layout, found)
-                found = []
-        yield self._with_rows(layout, found)
+        for found in _batches(self._scan(layout.codec), batch_keys):
+            yield self._with_rows(layout, found)
 
     def _scan(self, codec: KeyCodec) -> Iterator[bytes]:
-        pattern = b"".join(
-            b"\\" + bytes([byte]) if byte in b"*?[]\\^" else bytes([byte]) for byte in codec.prefix
-        )
-        with self._line.errors():
-            for key in self._client.scan_iter(pattern + b"*" + codec.suffix, count=_PIPELINE_KEYS):
-                if codec.owns(key):
-                    yield key
+        found = self._line.scan(codec.prefix, codec.suffix)
+        return (key for key in found if codec.owns(key))
 
     def _with_rows(self, layout: ViewLayout, keys: Sequence[bytes]) -> pa.Array:
-        rows = [row for part in _parts(keys) for row in self._line.hashes(part, [layout.time])]
+        rows = [
+            row
+            for part in _batches(keys, _PIPELINE_KEYS)
+            for row in self._line.hashes(part, [layout.time])
+        ]
         return layout.codec.decode([k for k, (time,) in zip(keys, rows, strict=True) if time])
+
+    def turn_back(self, view: FeatureView, *, to: datetime, now: Callable[[], datetime]) -> int:
+        """Change the event times that are still those that were read."""
+        layout = ViewLayout.of(self._store, view)
+        (moment,) = time_bytes(np.array([_micros(to)]))
+        num_rows = 0
+        for keys in _batches(self._scan(layout.codec), _PIPELINE_KEYS):
+            times = [time for (time,) in self._line.hashes(keys, [layout.time])]
+            latest = _micros(now())
+            rows = zip(keys, times, times_from_bytes(times).tolist(), strict=True)
+            ahead = [(key, time) for key, time, micros in rows if time and micros > latest]
+            num_rows += self._run(
+                layout,
+                [key for key, _ in ahead],
+                [time for _, time in ahead],
+                b"HSET",
+                [(layout.time, moment)] * len(ahead),
+            )
+        return num_rows
 
     def clear(self, view: FeatureView) -> None:
         """Delete the view's fields of every key, one batch after the other."""
         for keys in self.keys(view, _PIPELINE_KEYS):
             self.delete(view, keys, until=datetime.max.replace(tzinfo=UTC))
+
+    def prune(self) -> int:
+        """Walk through all keys of the project; see :class:`RedisPruning`."""
+        return RedisPruning(self._store, self._line).run()
 
     def count(self, view: FeatureView) -> int:
         """Walk through all keys of the entity; O(keys)."""
@@ -249,6 +268,13 @@ def _key(view: FeatureView) -> str:
     return name
 
 
-def _parts(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(keys), _PIPELINE_KEYS):
-        yield keys[start : start + _PIPELINE_KEYS]
+def _micros(moment: datetime) -> int:
+    """Epoch microseconds."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _batches(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Up to ``size`` keys at a time."""
+    left = iter(keys)
+    while batch := list(islice(left, size)):
+        yield batch

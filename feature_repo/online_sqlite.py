@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -98,11 +98,37 @@ class SqliteWriter:
             )
         return int(done.rowcount) // len(view.features)
 
+    def turn_back(self, view: FeatureView, *, to: datetime, now: Callable[[], datetime]) -> int:
+        """Change the event times in one statement."""
+        moments = [moment.astimezone(UTC).replace(tzinfo=None) for moment in (to, now())]
+        with self._lock, self._connection:
+            self._create(view)
+            done = self._connection.execute(
+                f"UPDATE {self._table(view)} SET event_ts = ? WHERE event_ts > ?",  # noqa: S608
+                moments,
+            )
+        return int(done.rowcount) // len(view.features)
+
     def clear(self, view: FeatureView) -> None:
         """Empty the view's table."""
         with self._lock, self._connection:
             self._create(view)
             self._connection.execute(f"DELETE FROM {self._table(view)}")  # noqa: S608
+
+    def prune(self) -> int:
+        """Delete what the tables of applied views hold of other features; Feast drops the rest."""
+        num_removed = 0
+        for view in self._store.list_feature_views():
+            names = [feature.name for feature in view.features]
+            with self._lock, self._connection:
+                self._create(view)
+                done = self._connection.execute(
+                    f"DELETE FROM {self._table(view)} "  # noqa: S608
+                    f"WHERE feature_name NOT IN ({', '.join('?' * len(names))})",
+                    names,
+                )
+            num_removed += int(done.rowcount)
+        return num_removed
 
     def count(self, view: FeatureView) -> int:
         """Number of keys in the view's table."""

@@ -14,6 +14,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
     PostgreSQLOfflineStoreConfig,
 )
 from psycopg import sql
+from psycopg.errors import DiskFull
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -171,7 +172,8 @@ def schema_of(columns: dict[str, str]) -> pa.Schema:
 def _said(error: BaseException | None) -> str:
     """What a server's error says, in one line; no line of any holds a password."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    said = lines[0] if lines else type(error).__name__
+    return f"{said} (its disk is full)" if isinstance(error, DiskFull) else said
 
 
 def _is_away(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import click
 import yaml
 from feast import FeatureStore
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from feature_repo.connections import (
     DATABASE_URL,
@@ -74,13 +74,15 @@ def open_store(home: Home, profile: str) -> FeatureStore:
     store = FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
     try:
         _ = store.registry  # connects, which Feast would do with the first question
-    except OperationalError as error:
+    except DBAPIError as error:
         url = make_url(store.config.registry.path)
         place = f"{url.host}:{url.port}" if url.host else url.database
+        suspects = f"the server and {DATABASE_URL}" if url.host else "the file"
         reason = str(error.orig).strip().splitlines()[0]
+        done = "reached" if isinstance(error, OperationalError) else "used"  # no tables can be made
         raise StoreError(
-            f"the registry of the profile {profile!r} at {place} cannot be reached ({reason}): is "
-            "its server up? See docs/production.md; nothing is lost"
+            f"the registry of the profile {profile!r} at {place} cannot be {done} ({reason}): "
+            f"check {suspects}; see docs/production.md; nothing is lost"
         ) from error
     return store
 

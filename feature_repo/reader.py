@@ -4,7 +4,7 @@ Nothing else in the project asks Feast for features. What a store does different
 row order and count, time zones, expired rows, unknown keys, nulls.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,11 +26,13 @@ from feature_repo.columns import (
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.errors import MissingStepError
 from feature_repo.features import (
+    Features,
     ItemFeatures,
     KeptOutputs,
     SceneSequence,
     UserFeatures,
     ages_days,
+    assemble,
 )
 from feature_repo.home import Home
 from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
@@ -43,6 +45,8 @@ from feature_repo.view_reader import Join, ReadView, ViewReader
 
 Source = Literal["offline", "online"]
 _KEPT_OUTPUTS = ("embedding", "history_key", "computed_time")
+PART_REQUESTS = 32_768
+"""Requests that are read at once: 80 MB of 3 x 100 ids, and about three times that on the way."""
 
 
 class FeatureReader:
@@ -54,6 +58,8 @@ class FeatureReader:
         service: Feature service whose features are read.
         outputs_of: Run whose deep outputs of users are read along with their features online, where
             the store has them.
+        part_requests: Most requests that are read offline at once, which bounds the memory on the
+            way to the result.
 
     Raises:
         MissingStepError: If ingest or apply has not been run.
@@ -66,8 +72,10 @@ class FeatureReader:
         *,
         service: str = CTR_SERVICE,
         outputs_of: str | None = None,
+        part_requests: int = PART_REQUESTS,
     ) -> None:
         self.home = home
+        self._part_requests = part_requests
         self.manifest: DataManifest = load_manifest(home)
         self.store: FeatureStore = open_store(home, profile)
         self.views = ViewReader(self.store)
@@ -163,9 +171,12 @@ class FeatureReader:
             join: How the rows are found.
         """
         self._live.catch_up()
-        ids = np.asarray(user_ids, dtype=object)
-        columns = self.views.historical(self._user_views, ids, request_times, join)
-        return self._users(ids, request_times, columns)
+
+        def read(keys: NDArray[np.object_], times: NDArray[np.int64]) -> UserFeatures:
+            columns = self.views.historical(self._user_views, keys, times, join)
+            return self._users(keys, times, columns)
+
+        return self._in_parts(read, user_ids, request_times, join)
 
     def historical_items(
         self,
@@ -175,9 +186,33 @@ class FeatureReader:
         join: Join = "fast",
     ) -> ItemFeatures:
         """Items as they were known at the request times; see :meth:`historical_users`."""
-        ids = np.asarray(item_ids, dtype=object)
-        columns = self.views.historical(self._item_views, ids, request_times, join)
-        return self._items(ids, request_times, columns)
+
+        def read(keys: NDArray[np.object_], times: NDArray[np.int64]) -> ItemFeatures:
+            columns = self.views.historical(self._item_views, keys, times, join)
+            return self._items(keys, times, columns)
+
+        return self._in_parts(read, item_ids, request_times, join)
+
+    def _in_parts(
+        self,
+        read: Callable[[NDArray[np.object_], NDArray[np.int64]], Features],
+        ids: Sequence[str] | NDArray[np.object_],
+        times: NDArray[np.int64],
+        join: Join,
+    ) -> Features:
+        """Read all requests, so many at a time that memory is hardly more than that of the result.
+
+        A part holds neighbouring keys: a row that several requests need is mostly read once.
+        """
+        keys = np.asarray(ids, dtype=object)
+        # Feast's own join reads every row of a view, whatever it is asked: once for all requests.
+        if len(keys) <= self._part_requests or len(keys) != len(times) or join == "feast":
+            return read(keys, times)
+        codes, _ = pd.factorize(keys)
+        order = np.argsort(codes, kind="stable")
+        starts = range(0, len(order), self._part_requests)
+        parts = (order[start : start + self._part_requests] for start in starts)
+        return assemble(((part, read(keys[part], times[part])) for part in parts), len(keys))
 
     # Online.
     def online_users(
@@ -432,10 +467,12 @@ def _moments(
     views: Sequence[ReadView], columns: dict[str, Columns], num_rows: int
 ) -> NDArray[np.float64]:
     """float64 [R, A] of items, NaN where missing; see :attr:`ItemFeatures.moments`."""
-    moments = [
-        np.where(columns[view.name].present, columns[view.name].values[name], np.nan)
-        for view in views
-        for name, kind in view.kinds.items()
-        if _is_dense(name, kind, {"text_id"}) and name.endswith("_time")
-    ]
+    moments = []
+    for view in views:
+        of_view = columns[view.name]
+        for name, kind in view.kinds.items():
+            if _is_dense(name, kind, {"text_id"}) and name.endswith("_time"):
+                values = of_view.values[name]
+                assert isinstance(values, np.ndarray)
+                moments.append(np.where(of_view.present, values, np.nan))
     return np.stack(moments, axis=1) if moments else np.zeros((num_rows, 0))

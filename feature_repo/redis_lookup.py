@@ -17,7 +17,12 @@ from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.types import String
 from numpy.typing import NDArray
 from redis.backoff import NoBackoff
-from redis.exceptions import OutOfMemoryError, RedisClusterException, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    OutOfMemoryError,
+    RedisClusterException,
+    RedisError,
+)
 from redis.retry import Retry
 
 from feature_repo.errors import StoreError
@@ -31,6 +36,10 @@ from feature_repo.feast_bytes import (
 
 READ_TIMEOUT_S = 0.2
 """Of a lookup: a ranking cannot wait longer for one that hangs."""
+_REFUSAL = "username-password"
+"""In what Redis says to a wrong login, which the client of a cluster wraps into another error."""
+_SCAN_KEYS = 2000
+"""Names that a server looks at per step of a walk."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,26 @@ class RedisLine:
                     f"Redis at {self.place} is full (maxmemory): nothing more was copied; give it "
                     "more memory or remove views, then run this again"
                 ) from error
+            if isinstance(error, AuthenticationError) or _REFUSAL in str(error):  # of a cluster
+                raise StoreError(
+                    f"Redis at {self.place} refuses the login ({error}): check the user and the "
+                    "password in REDIS_URL"
+                ) from error
+            if "MISCONF" in str(error):
+                raise StoreError(
+                    f"Redis at {self.place} cannot write to its disk and takes nothing new "
+                    f"({error}): nothing more was copied; free space there, then run this again"
+                ) from error
             raise StoreError(
                 f"Redis at {self.place} does not answer as it should ({type(error).__name__}: "
                 f"{error}); check that it runs, then run this again"
             ) from error
+
+    def scan(self, prefix: bytes, suffix: bytes) -> Iterator[bytes]:
+        """Hashes whose names begin and end so, of every primary; one may come twice."""
+        pattern = _literal(prefix) + b"*" + _literal(suffix)
+        with self.errors():
+            yield from self.client.scan_iter(pattern, count=_SCAN_KEYS, _type="HASH")
 
     def hashes(
         self, keys: Sequence[bytes], fields: Sequence[bytes]
@@ -114,6 +139,11 @@ class RedisLine:
                 pipe.execute_command("HMGET", key, *fields)
             rows: list[Sequence[bytes | None]] = pipe.execute()
         return rows
+
+
+def _literal(name: bytes) -> bytes:
+    """A pattern of SCAN that matches a name alone."""
+    return b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^" else bytes([byte]) for byte in name)
 
 
 class RedisLookup:

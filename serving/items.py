@@ -330,8 +330,8 @@ def _directions(items: ItemSnapshot, scorer: Scorer) -> NDArray[np.float32]:
     """See :attr:`Catalogue.directions`."""
     if items.outputs is None:
         return scorer.unit_vectors(items.text_ids)
-    lengths: NDArray[np.float32] = np.linalg.norm(items.outputs, axis=1, keepdims=True)
-    directions = items.outputs / np.where(lengths > 0, lengths, np.float32(1))
+    lengths = np.linalg.norm(items.outputs, axis=1, keepdims=True)
+    directions = (items.outputs / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     directions[items.inputs.candidate_rows == 0] = 0
     return directions
 

@@ -1,7 +1,7 @@
 """Commands of ``longtrail`` in processes of their own, which stop at a chosen event of their work.
 
-A server process imports Longtrail once and forks one process per command, so a command starts in
-milliseconds and the events are those of its work, not of imports. An event is a call from or of a
+They are forked (:mod:`tests.forked`), so a command starts in milliseconds and the events are those
+of its work, not of imports. An event is a call from or of a
 function of Longtrail's, or a change of a file or folder in the home. The number of events before a
 stop is counted, not timed: a busy machine stops a command at the same place. While a command is
 stopped the test does harm: ends it with SIGKILL, or a server that it uses.
@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -22,33 +22,9 @@ from types import FrameType
 from typing import Any, Literal
 
 from feature_repo.home import PROJECT_ROOT
+from tests.forked import PATIENCE_S
 
 Event = Literal["call", "change"]
-PATIENCE_S = 200.0
-"""A command that takes longer hangs."""
-_IMPORTED = (
-    "longtrail",
-    "feast",
-    "feature_repo.materialize",
-    "feature_repo.ingest",
-    "feature_repo.item_neighbors",
-    "feature_repo.item_stats",
-    "feature_repo.parity",
-    "feature_repo.postgres_load",
-    "feature_repo.sequences",
-    "feature_repo.user_stats",
-    "encoders.encode",
-    "training.train",
-    "training.export",
-    # What these import when they first need it.
-    "feast.infra.compute_engines.local.compute",
-    "feast.infra.offline_stores.contrib.postgres_offline_store.postgres",
-    "feast.infra.online_stores.redis",
-    "feast.infra.passthrough_provider",
-    "ibis.backends.duckdb",
-    "sqlalchemy.dialects.postgresql",
-    "transformers.models.bert.modeling_bert",
-)
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
@@ -168,20 +144,6 @@ class Command:
         assert code is not None, "the command hangs"
         stdout, stderr = (p.read_text("utf-8", errors="replace") for p in self._outputs)
         return Done(code, stdout, stderr, events)
-
-
-@contextlib.contextmanager
-def command_server() -> Iterator[None]:
-    """Let the process that forks commands import what they need, with one thread per library."""
-    before = dict(os.environ)
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        multiprocessing.set_forkserver_preload([*_IMPORTED, __name__])
-        multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class _Watch:

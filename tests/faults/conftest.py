@@ -14,7 +14,6 @@ from feature_repo.services.postgres import PostgresServer
 from feature_repo.services.processes import free_port, stop_process
 from feature_repo.services.redis import RedisServer
 from tests.encoders.conftest import SIZES, save
-from tests.faults.commands import command_server
 from tests.faults.world import Servers, World, steps, write_data
 from tests.servers import PASSWORD, scratch_folder
 
@@ -26,11 +25,14 @@ def end(server: PostgresServer | RedisServer) -> None:
     """Stop a server at once, and its children: nobody wants its data."""
     process = server.process()
     if process is not None:
-        stop_process(process, signal.SIGQUIT, timeout_s=60)
+        # PostgreSQL takes its children along. Redis would ignore it where its parents did, as the
+        # background jobs of a script do.
+        at_once = signal.SIGQUIT if isinstance(server, PostgresServer) else signal.SIGKILL
+        stop_process(process, at_once, timeout_s=60)
 
 
 @pytest.fixture(scope="session")
-def world(_ends_in_order: None) -> Iterator[World]:
+def world(_ends_in_order: None, fork_server: None) -> Iterator[World]:
     """Every step's undisturbed result."""
     with contextlib.ExitStack() as stack:
         folder = scratch_folder()
@@ -40,7 +42,6 @@ def world(_ends_in_order: None) -> Iterator[World]:
         for server in (postgres, redis):
             stack.callback(end, server)
             server.start()
-        stack.enter_context(command_server())
         torch.manual_seed(0)
         bert = BertModel(BertConfig(max_position_embeddings=64, **SIZES))
         model = save(bert, folder / "bert")

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from feature_repo.errors import StoreError
+from feature_repo.feast_bytes import feature_field
 from feature_repo.home import Home
 from feature_repo.materialize import Materialized
 from feature_repo.reader import FeatureReader
@@ -111,8 +112,15 @@ def test_a_view_with_other_columns_is_refused_then_migrated(
         offline = after.historical_items(ITEMS, times)
         prices = ["costs 0.0", "costs 10.5", None, "costs 58.5"]
         assert offline.categorical["price"].tolist() == prices
+        assert shelves(world.servers.hashes()) == 40
         assert stage.run(["materialize"]).code == 0
         assert_equal(after.online_items(ITEMS), offline)
+        assert shelves(world.servers.hashes()) == 0
+
+
+def shelves(hashes: dict[bytes, dict[bytes, bytes]]) -> int:
+    """Items with a value of the column that goes."""
+    return sum(feature_field("items", "shelf") in values for values in hashes.values())
 
 
 def test_rows_of_the_future_are_rejected_or_not_copied(

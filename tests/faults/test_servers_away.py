@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 
 from feature_repo.errors import StoreError
 from feature_repo.offline import open_offline
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.timeout(900)  # with the world's own setup, on a busy m
 
 USERS = ["u1", "u2", "nobody", "u59"]
 LIMIT_S = 0.5
+COMMANDS = (["doctor"], ["status"], ["parity"], ["materialize"], ["rank", "u1"])
+PASSWORD_LIMIT_S = 2.0
 
 
 def fastest_failure(look_up: Callable[[], object]) -> float:
@@ -65,6 +69,43 @@ def test_lookups_without_redis_fail_at_once_and_recover(
         finally:
             process.resume()
         assert_equal(reader.online_users(USERS), expected)
+
+
+@pytest.mark.parametrize("server", ["redis", "postgres"])
+def test_a_wrong_password_is_said_at_once(world: World, server: str) -> None:
+    """Feast's own client of Redis tries for ten seconds."""
+    with world.stage("train") as stage, redis.Redis(port=world.servers.redis.port) as client:
+        right = {
+            "REDIS_URL": f"redis://:right@127.0.0.1:{world.servers.redis.port}/0",
+            "DATABASE_URL": stage.variables["DATABASE_URL"],
+        }
+        if server == "redis":
+            wrong = right | {"REDIS_URL": right["REDIS_URL"].replace("right", "wrong")}
+            said = "refuses the login"
+        else:
+            address = urlsplit(right["DATABASE_URL"])
+            address = address._replace(netloc=f"longtrail:wrong@127.0.0.1:{address.port}")
+            wrong = right | {"DATABASE_URL": address.geturl()}
+            said = "password authentication failed"
+        client.config_set("requirepass", "right")
+        try:
+            for command in COMMANDS:
+                began = time.perf_counter()
+                assert stage.run(command, **right).code == 0
+                # To load a model takes a while, too, and so does everything on a busy machine.
+                limit_s = max(PASSWORD_LIMIT_S, 2 * (time.perf_counter() - began))
+                for attempt in range(3):
+                    began = time.perf_counter()
+                    done = stage.run(command, **wrong)
+                    seconds = time.perf_counter() - began
+                    assert done.code == 1
+                    assert said in done.stderr + done.stdout
+                    assert "Traceback" not in done.stderr
+                    if seconds < limit_s:
+                        break
+                    assert attempt < 2, f"{command} took {seconds} s"
+        finally:
+            client.config_set("requirepass", "")
 
 
 def test_postgresql_restarts_in_the_middle_of_a_read(

@@ -55,6 +55,7 @@ COUNTED: dict[str, list[Event]] = {
     "sequences": ["change"],
     "apply": ["call", "change"],
     "materialize": ["call", "change"],
+    "train": ["change"],
 }
 """Step -> the events at which it is stopped; to count calls makes ibis slow."""
 _SETTINGS = {
@@ -201,11 +202,12 @@ class Stage:
         stop: Stop | None = None,
         counted: Collection[Event] = (),
         file_size: int | None = None,
+        **variables: str,
     ) -> Command:
-        """Begin a command of the profile production."""
+        """Begin a command of the profile production; ``variables`` replace those of the stage."""
         return Command(
             ["--home", str(self.home.root), "--profile", "production", *arguments],
-            self.variables,
+            self.variables | variables,
             self.home.root,
             self.said,
             stop=stop,
@@ -213,9 +215,9 @@ class Stage:
             file_size=file_size,
         )
 
-    def run(self, arguments: list[str], *, file_size: int | None = None) -> Done:
-        """Run a command to its end."""
-        return self.start(arguments, file_size=file_size).end()
+    def run(self, arguments: list[str], *, file_size: int | None = None, **variables: str) -> Done:
+        """Run a command to its end; see :meth:`start`."""
+        return self.start(arguments, file_size=file_size, **variables).end()
 
     def contents(self) -> dict[str, Any]:
         """Everything that the stores hold: what a user could read of them, row by row."""
@@ -335,13 +337,14 @@ class World:
 
 
 def steps(toml: Path, model: Path) -> dict[str, list[str]]:
-    """The commands from raw logs to online features."""
+    """The commands from raw logs to online features and a model."""
     return {
         "ingest": ["ingest", str(toml)],
-        "encode": ["encode", "--model", str(model), "--split-layer", "2", "--max-tokens", "16"],
+        "encode": ["encode", "--model", str(model), "--split-layer", "3", "--max-tokens", "16"],
         "sequences": ["sequences", "--threads", "1"],
         "apply": ["apply"],
         "materialize": ["materialize"],
+        "train": TRAIN,
     }
 
 

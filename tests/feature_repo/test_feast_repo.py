@@ -16,24 +16,29 @@ from feature_repo.manifest import load_manifest
 from feature_repo.profiles import REPO_FOLDER, active_home, profile_file, profile_text
 from tests.feature_repo.conftest import write_files
 from tests.feature_repo.test_reader import build
+from tests.forked import feast as plain_feast
+from tests.forked import run_forked
 
 FEAST = Path(sys.executable).parent / "feast"
 
 
-def feast(yaml: Path, *arguments: str, ok: bool = True) -> str:
-    environment = {**os.environ, "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
-    environment.pop(HOME_VARIABLE, None)
-    done = subprocess.run(
-        [str(FEAST), "-f", str(yaml), *arguments],
-        cwd=REPO_FOLDER,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+def environment() -> dict[str, str]:
+    variables = {**os.environ, "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
+    variables.pop(HOME_VARIABLE, None)
+    return variables
+
+
+def feast(yaml: Path, *arguments: str) -> str:
+    """What the feast command says, in a process with everything imported."""
+    done = run_forked(
+        plain_feast,
+        ["-f", str(yaml), *arguments],
+        output=yaml.with_name("said"),
+        folder=REPO_FOLDER,
+        variables=environment(),
     )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.code == 0, done.said
+    return done.said
 
 
 def test_feast_sees_one_file() -> None:
@@ -65,13 +70,20 @@ def test_every_object_says_what_it_is(tmp_path: Path) -> None:
         assert entity.value_type.name in ("STRING", "INT64")
 
 
-def test_apply_before_any_ingest_declares_the_built_in_shop(tmp_path: Path) -> None:
+def test_apply_before_any_ingest_declares_the_built_in_shop(
+    tmp_path: Path, fork_server: None
+) -> None:
     yaml = profile_file(Home(tmp_path / "home"), "embedded")
-    assert "user_sequences" in feast(yaml, "apply")
+    done = subprocess.run(
+        [str(FEAST), "-f", str(yaml), "apply"], cwd=REPO_FOLDER, env=environment(),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "user_sequences" in done.stdout
     assert "No changes to registry" in feast(yaml, "plan")
 
 
-def test_apply_plan_materialize_and_list_work_unchanged(tmp_path: Path) -> None:
+def test_apply_plan_materialize_and_list_work_unchanged(tmp_path: Path, fork_server: None) -> None:
     write_files(tmp_path)
     home = Home(tmp_path / "home")
     build(home, tmp_path)

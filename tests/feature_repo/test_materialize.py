@@ -11,13 +11,21 @@ import pytest
 from feature_repo.columns import Ragged
 from feature_repo.connections import DATABASE_URL, REDIS_URL
 from feature_repo.errors import LongtrailError, StoreError
+from feature_repo.feast_bytes import feature_field
 from feature_repo.home import Home
-from feature_repo.materialize import apply, materialize
+from feature_repo.materialize import (
+    Materialized,
+    apply,
+    copied_views,
+    materialize,
+    prune_online,
+)
 from feature_repo.parity import check_parity
 from feature_repo.postgres_load import load_tables
 from feature_repo.postgres_session import Database
 from feature_repo.profiles import open_store
 from feature_repo.reader import FeatureReader
+from feature_repo.redis_lookup import RedisLine, ViewLayout
 from feature_repo.services.postgres import DATABASE, PostgresServer
 from feature_repo.services.redis import RedisServer
 from tests.feature_repo.conftest import write_files
@@ -95,6 +103,42 @@ def test_the_direct_lookup_is_feasts_value_by_value(home: Home) -> None:
 
 def test_nothing_new_is_nothing_to_do(home: Home) -> None:
     assert all(view.start is None for view in materialize(home, "production"))
+    assert check_parity(home, "production", sample=30).mismatches == 0
+
+
+@pytest.mark.parametrize("after", ["a removed column", "a kill", "everything", "a collection"])
+def test_what_no_view_declares_leaves_redis(home: Home, after: str) -> None:
+    store = open_store(home, "production")
+    line = RedisLine(store, timeout_s=5)
+    layout = ViewLayout.of(store, store.get_feature_view("items"))
+    keys = layout.codec.encode(["P0", "P1", "never heard of"])
+    field = feature_field("items", "colour")
+    for key in keys:
+        line.client.hset(key, field, b"\x12\x03red")
+
+    def left() -> list[bytes | None]:
+        return [value for (value,) in line.hashes(keys, [field])]
+
+    assert all(view.num_rows == 0 for view in materialize(home, "production"))
+    assert left() == [b"\x12\x03red"] * 3  # to look for it takes a walk through all keys
+    record = home.materialized("production")
+    known = Materialized.load(record, made_by="a test")
+    if after in ("a removed column", "a collection"):  # it was copied once
+        state = known.views["items"]
+        features = {**state.features, "colour": "String"}
+        views = {**known.views, "items": state.model_copy(update={"features": features})}
+        known.model_copy(update={"views": views}).save(record)
+    elif after == "a kill":  # of the run that had copied everything else
+        known.model_copy(update={"prune": True}).save(record)
+    if after == "a collection":
+        prune_online(home, "production")
+        assert "colour" not in copied_views(home, "production")["items"].features
+    else:
+        materialize(home, "production", full=after == "everything")
+    assert left() == [None] * 3
+    assert not line.client.exists(keys[2])
+    assert all(view.num_rows == 0 for view in materialize(home, "production"))
+    assert not Materialized.load(record, made_by="a test").prune
     assert check_parity(home, "production", sample=30).mismatches == 0
 
 

@@ -15,9 +15,11 @@ from feast.utils import _convert_arrow_to_proto
 from redis import RedisCluster as ClusterClient
 
 from feature_repo.errors import StoreError
-from feature_repo.feast_bytes import VALUE_FIELDS, column_from_bytes
+from feature_repo.feast_bytes import VALUE_FIELDS, KeyCodec, column_from_bytes, feature_field
 from feature_repo.online import OnlineWriter, open_writer
+from feature_repo.online_redis import RedisWriter
 from feature_repo.redis_lookup import RedisLookup
+from feature_repo.redis_pruning import RedisPruning
 from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
 from tests.feature_repo.online_stores import (
@@ -73,6 +75,12 @@ def read(store: FeatureStore, view: str, feature: str, keys: list[Any]) -> list[
     rows = [{key: value} for value in keys]
     found = store.get_online_features(features=[f"{view}:{feature}"], entity_rows=rows)
     return list(found.to_dict()[feature])
+
+
+def connect(kind: str, online: dict[str, Any]) -> Any:
+    """A client of the library's own."""
+    client: Any = ClusterClient if kind == "cluster" else redis.Redis
+    return client(host="127.0.0.1", port=int(online["connection_string"].split(":")[-1]))
 
 
 def counts(values: dict[str, int], at: datetime) -> pa.RecordBatch:
@@ -143,6 +151,96 @@ def test_keys_are_listed_and_deleted_view_by_view(
     assert writer.count(other) == 2
 
 
+def test_rows_of_the_future_are_turned_back(store: FeatureStore, writer: OnlineWriter) -> None:
+    view = store.get_feature_view("counts")
+    writer.write(view, counts({"early": 1, "now": 1}, NOON))
+    writer.write(view, counts({"late": 1}, NOON + SECOND))
+    assert writer.turn_back(view, to=NOON - SECOND, now=lambda: NOON) == 1
+    keys = ["early", "now", "late"]
+    assert read(store, "counts", "count", keys) == [1, 1, 1]
+    writer.write(view, counts(dict.fromkeys(keys, 2), NOON - SECOND))
+    assert read(store, "counts", "count", keys) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"], indirect=False)
+def test_what_is_pushed_while_rows_are_turned_back_stays(
+    kind: str, store: FeatureStore, writer: OnlineWriter
+) -> None:
+    view = store.get_feature_view("counts")
+    writer.write(view, counts({"a": 1}, NOON + SECOND))
+
+    def now() -> datetime:
+        writer.write(view, counts({"a": 2}, NOON + 2 * SECOND))
+        return NOON
+
+    assert writer.turn_back(view, to=NOON, now=now) == 0
+    writer.write(view, counts({"a": 3}, NOON), until=NOON)
+    assert read(store, "counts", "count", ["a"]) == [2]
+
+
+def test_values_of_removed_features_are_deleted(
+    store: FeatureStore, writer: OnlineWriter, online: dict[str, Any], tmp_path: Path
+) -> None:
+    columns = random_columns(np.random.default_rng(0), 4)
+    for name, keys in (("mixed", ["u0", "u1", "u2", "u3"]), ("things", [1, 2, 3, 4])):
+        writer.write(store.get_feature_view(name), make_batch(keys, [NOON] * 4, columns))
+    writer.write(store.get_feature_view("counts"), counts({"u0": 7}, NOON))
+    assert writer.prune() == 0
+    narrow = [name for name in TYPES if name not in ("price", "brand")]
+    store.apply([make_view(tmp_path, "mixed", features=narrow)])
+    assert writer.prune() == 2 * 4
+    assert writer.prune() == 0
+    assert read(store, "mixed", "count", ["u1"]) == [columns["count"][1]]
+    assert read(store, "counts", "count", ["u0"]) == [7]
+    assert read(store, "things", "price", [2]) == [columns["price"][1]]
+    again = make_store(tmp_path, online, [make_view(tmp_path, "mixed")])
+    assert read(again, "mixed", "brand", ["u0", "u1", "u2", "u3"]) == [None] * 4
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"], indirect=False)
+def test_only_what_no_view_declares_is_deleted(
+    kind: str, store: FeatureStore, writer: OnlineWriter, online: dict[str, Any]
+) -> None:
+    """What a view that is gone left, but not what others put into the same Redis."""
+    writer.write(store.get_feature_view("counts"), counts({"u0": 7}, NOON))
+    client = connect(kind, online)
+    (key,) = (name for name in client.scan_iter() if not name.startswith(b"longtrail:"))
+    kept = client.hgetall(key)
+    rests = {feature_field("gone", "count"): b"x", b"_ts:gone": b"y"}
+    ours = KeyCodec("user_id", "longtrail", is_string=True)
+    others = KeyCodec("user_id", "my-longtrail", is_string=True)
+    (whole,), (foreign,) = ours.encode(["only rests"]), others.encode(["u0"])
+    pair = b"\2" + whole[1:]  # an entity of two join keys
+    for name in (key, whole, foreign, pair, b"a hash of longtrail"):
+        client.hset(name, mapping=rests)
+    client.hset(key, "a name that Feast does not give", "z")
+    client.set(b"a text of longtrail", "z")
+    assert writer.prune() == 4
+    assert client.hgetall(key) == {**kept, b"a name that Feast does not give": b"z"}
+    assert not client.exists(whole)
+    for name in (foreign, pair, b"a hash of longtrail"):
+        assert client.hgetall(name) == rests
+    client.close()
+
+
+@pytest.mark.parametrize("kind", ["redis"], indirect=False)
+def test_a_view_that_is_applied_during_the_walk_loses_nothing(
+    kind: str, store: FeatureStore, writer: OnlineWriter, tmp_path: Path
+) -> None:
+    """More keys than a round trip reads; the registry is asked again where a field is unknown."""
+    view = store.get_feature_view("counts")
+    users = {f"u{n}": n for n in range(4100)}
+    writer.write(view, counts(users, NOON))
+    assert isinstance(writer, RedisWriter)
+    pruning = RedisPruning(store, writer._line)
+    batches = pruning._batches()
+    assert pruning._prune(next(batches)) == 0
+    store.apply([make_view(tmp_path, "new", features=["count"])])
+    writer.write(store.get_feature_view("new"), counts(users, NOON))
+    assert sum(map(pruning._prune, batches)) == 0
+    assert writer.count(store.get_feature_view("new")) == len(users)
+
+
 def test_marks_are_lost_with_the_rows(
     kind: str, store: FeatureStore, writer: OnlineWriter, request: pytest.FixtureRequest
 ) -> None:
@@ -161,8 +259,7 @@ def test_marks_are_lost_with_the_rows(
 def test_every_byte_in_redis_is_feasts(
     kind: str, store: FeatureStore, writer: OnlineWriter, online: dict[str, Any]
 ) -> None:
-    connect: Any = ClusterClient if kind == "cluster" else redis.Redis
-    client = connect(host="127.0.0.1", port=int(online["connection_string"].split(":")[-1]))
+    client = connect(kind, online)
 
     def stored() -> dict[bytes, dict[bytes, bytes]]:
         return {

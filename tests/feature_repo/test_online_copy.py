@@ -1,8 +1,8 @@
 """What is offline comes online: once, completely, through kills and losses; what is gone leaves."""
 
+import os
 import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.feature_repo.online_stores import (
     redis_config,
     write_part,
 )
+from tests.forked import run_forked
 
 DAY = timedelta(days=1)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -67,6 +68,7 @@ class World:
             writer or self.writer,
             self.view,
             now,
+            lambda: now,
             num_workers=2,
             save=save or (lambda state: state.save(self.saved)),
             progress=progress,
@@ -166,13 +168,82 @@ def test_expired_rows_leave(redis_url: str, redis_server: RedisServer, tmp_path:
     assert world.read(names(1, 2, 3)) == [None, 2, None]
 
 
-def test_full_starts_from_an_empty_store(world: World) -> None:
+def test_full_leaves_what_is_offline_and_nothing_else(world: World) -> None:
     world.part("a", users(1, 2))
     world.copy()
-    stale = make_batch(["u99"], [NOW + DAY], {"count": [1]})
+    times = [NOW + DAY, NOW + DAY, START]
+    stale = make_batch(["u02", "u99", "u98"], times, {"count": [100] * 3})
     world.writer.write(world.view, stale)
-    assert world.copy(full=True).num_rows == 2
+    done = world.copy(full=True)
+    assert (done.num_rows, done.num_removed) == (2, 2)
     assert world.writer.count(world.view) == 2
+    assert world.read(names(1, 2, 98, 99)) == [1, 2, None, None]
+
+
+def test_a_reader_never_misses_a_key_while_all_are_copied_again(world: World) -> None:
+    everyone = names(*range(40))
+    world.part("a", users(*range(41)))
+    world.copy()
+    world.part("a", users(*range(40), value=100))
+    seen = []
+
+    def look(*_: object, **_figures: float) -> None:
+        """Called after every write, in the midst of the copy."""
+        seen.append([value for value in world.read(everyone) if value is not None])
+
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.is_set():
+            look()
+
+    poller = threading.Thread(target=poll)
+    if world.store.config.online_store.type == "redis":  # SQLite has one writer and its readers
+        poller.start()
+    try:
+        world.copy(full=True, progress=look)
+    finally:
+        stop.set()
+        if poller.is_alive():
+            poller.join()
+    assert {len(values) for values in seen} == {40}
+    assert len({sum(value >= 100 for value in values) for values in seen}) > 3  # row by row
+    look()
+    assert min(seen[-1]) >= 100
+    assert world.read(names(40)) == [None]
+
+
+def test_a_push_while_all_are_copied_again_stays(redis_world: World) -> None:
+    redis_world.part("a", users(*range(8)))
+    redis_world.copy()
+    pushed = make_batch(["u00", "u07", "new"], [NOW + DAY] * 3, {"count": [100, 200, 300]})
+
+    def push(advance: int, _total: int, **_figures: float) -> None:
+        if not advance:  # the copy begins
+            redis_world.writer.write(redis_world.view, pushed)
+
+    redis_world.copy(full=True, progress=push)
+    assert redis_world.read(["u00", "u01", "u07", "new"]) == [100, 1, 200, 300]
+
+
+def test_a_killed_full_run_goes_on_when_asked_again(world: World) -> None:
+    world.part("a", users(*range(20)))
+    world.copy()
+
+    def killed(state: CopyState) -> None:
+        state.save(world.saved)
+        if state.num_windows == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.copy(full=True, save=killed)
+    assert world.copy(full=True).num_rows == 8
+    assert world.copy(full=True).num_rows == 20
+    with pytest.raises(KeyboardInterrupt):
+        world.copy(full=True, save=killed)
+    world.part("a", users(*range(1, 20), value=7))
+    assert world.copy(full=True).num_rows == 19
+    assert world.read(names(0, *range(1, 20))) == [None, *range(8, 27)]
 
 
 def test_a_killed_run_goes_on_behind_its_last_window(world: World) -> None:
@@ -194,17 +265,28 @@ def test_a_killed_run_goes_on_behind_its_last_window(world: World) -> None:
     assert world.copy().num_rows == 0
 
 
+def killed_copy(folder: Path, connection: str) -> None:
+    """A copy that ends itself with SIGKILL after its first window."""
+    world = World(folder, redis_config(connection))
+
+    def save(state: CopyState) -> None:
+        state.save(world.saved)
+        if state.num_windows == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with world.writer.hold("home"):
+        world.copy(save=save)
+
+
 def test_a_process_killed_by_the_system_goes_on(
-    redis_world: World, redis_server: RedisServer
+    redis_world: World, redis_server: RedisServer, fork_server: None
 ) -> None:
     """Its lock in Redis stays behind; who holds the home takes it over."""
     redis_world.part("a", users(*range(20)))
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(redis_world.folder),
-         redis_server.connection_string],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    folder = redis_world.folder
+    connection = redis_server.connection_string
+    killed = run_forked(killed_copy, folder, connection, output=folder / "said")
+    assert killed.code == -signal.SIGKILL, killed.said
     state = redis_world.state()
     assert state is not None
     assert state.unfinished is not None
@@ -213,21 +295,6 @@ def test_a_process_killed_by_the_system_goes_on(
     with redis_world.writer.hold("home"):
         assert redis_world.copy().num_rows == 14
     assert redis_world.read(names(*range(20))) == list(range(20))
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.feature_repo.online_stores import redis_config
-from tests.feature_repo.test_online_copy import World
-world = World(Path(sys.argv[1]), redis_config(sys.argv[2]))
-def save(state):
-    state.save(world.saved)
-    if state.num_windows == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-with world.writer.hold("home"):
-    world.copy(save=save)
-"""
 
 
 def test_a_killed_run_starts_again_where_its_rows_changed(world: World) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,26 +21,18 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
 from feature_repo.connections import DatabaseAddress
 from feature_repo.dataset import LoadedDataSet
 from feature_repo.errors import StoreError
-from feature_repo.home import PROJECT_ROOT, Home
+from feature_repo.home import Home
 from feature_repo.ingest import ingest
 from feature_repo.postgres_load import LoadedTable, load_tables
 from feature_repo.postgres_session import Database
 from feature_repo.progress import Progress
 from feature_repo.services.postgres import PostgresServer
 from feature_repo.services.processes import free_port
+from tests.forked import run_forked
 from tests.servers import PASSWORD
 
 TIME = pa.timestamp("us", tz="UTC")
 VIEW = "user_stats"
-KILLED_LOAD = """
-import os, signal, sys
-from pathlib import Path
-from feature_repo.home import Home
-from feature_repo.postgres_load import load_tables
-from tests.feature_repo.test_postgres_load import after, database_at
-kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-load_tables(Home(Path(sys.argv[1])), database_at(sys.argv[2]), bars=after(int(sys.argv[3]), kill))
-"""
 
 
 def database_at(url: str, patience_s: float = 10.0) -> Database:
@@ -185,23 +175,24 @@ def test_two_rows_of_equal_key_and_times_are_refused(home: Home, database_url: s
     assert of_table(database_url) == before
 
 
+def killed_load(root: Path, database_url: str) -> None:
+    """A load that ends itself with SIGKILL at its second news."""
+    bars = after(2, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    load_tables(Home(root), database_at(database_url), bars=bars)
+
+
 @pytest.mark.parametrize("replaced", [False, True])
-def test_killed_in_the_middle_of_a_copy(home: Home, database_url: str, replaced: bool) -> None:
+def test_killed_in_the_middle_of_a_copy(
+    home: Home, database_url: str, replaced: bool, tmp_path: Path, fork_server: None
+) -> None:
     expected = []
     if replaced:
         load_tables(home, database_at(database_url))
         expected = of_table(database_url)
         for number in range(3):
             write_part(home, number, first=7000 + 1000 * number)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED_LOAD, str(home.root), database_url, "2"],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = run_forked(killed_load, home.root, database_url, output=tmp_path / "said")
+    assert done.code == -signal.SIGKILL, done.said
     # What came is whole files; what was replaced is all there as it was.
     if not replaced:
         expected = of_files(home, "part-00000.parquet")

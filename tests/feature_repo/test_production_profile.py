@@ -1,4 +1,4 @@
-"""The profile production with real servers: plain feast in a subprocess, and our commands."""
+"""The profile production with real servers: plain feast in a process, and our commands."""
 
 import json
 import os
@@ -20,6 +20,8 @@ from feature_repo.home import HOME_VARIABLE, PROJECT_ROOT, Home
 from feature_repo.profiles import REPO_FOLDER, open_store, profile_file, store_variables
 from feature_repo.services import local
 from longtrail import main
+from tests.forked import feast as plain_feast
+from tests.forked import run_forked
 
 FEAST = Path(sys.executable).parent / "feast"
 OURS = ("LONGTRAIL_", "PGCONNECT_TIMEOUT", DATABASE_URL, REDIS_URL)
@@ -48,17 +50,18 @@ def home(
 
 
 def feast(yaml: Path, variables: dict[str, str], *arguments: str) -> str:
-    """What the feast command says."""
+    """What the feast command says, in a process with everything imported."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
-    environment |= variables | {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
-    environment["PYTHONPATH"] = str(PROJECT_ROOT)
-    done = subprocess.run(
-        [str(FEAST), "-f", str(yaml), *arguments], cwd=REPO_FOLDER, env=environment,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    environment |= variables | {"FEAST_USAGE": "False"}
+    done = run_forked(
+        plain_feast,
+        ["-f", str(yaml), *arguments],
+        output=yaml.with_name("said"),
+        folder=REPO_FOLDER,
+        variables=environment,
+    )
+    assert done.code == 0, done.said
+    return done.said
 
 
 def run(home: Home, *arguments: str) -> Result:
@@ -84,7 +87,9 @@ def test_both_profiles_define_the_same_but_their_sources(tmp_path: Path) -> None
         assert source.get_table_query_string() == of_tables.name
 
 
-def test_plain_feast_and_our_command_apply_the_same(home: Home, database_url: str) -> None:
+def test_plain_feast_and_our_command_apply_the_same(
+    home: Home, database_url: str, fork_server: None
+) -> None:
     variables = store_variables(home)
     yaml = profile_file(home, "production")
     assert database_url.split("@")[0].rsplit(":", 1)[1] not in yaml.read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ from feature_repo.progress import silent
 from feature_repo.reader import FeatureReader
 from feature_repo.sequences import build_sequences
 from feature_repo.user_stats import build_user_stats
+from feature_repo.view_reader import Join
 from tests.feature_repo.conftest import TOML, write_files
 
 BUILDS = (build_sequences, build_user_stats, build_item_stats, build_item_neighbors)
@@ -133,6 +134,27 @@ def test_skew_offline_and_online_give_equal_bytes(reader: FeatureReader) -> None
         reader.historical_items(items, times, join="feast"), reader.online_items(items, at=now)
     )
     assert (reader.online_items(items, at=now).neighbor_keys != 0).any(axis=1)[:6].all()
+
+
+@pytest.mark.parametrize("join", ["fast", "feast"])
+def test_what_is_read_in_parts_is_what_is_read_at_once(
+    home: Home, reader: FeatureReader, join: Join
+) -> None:
+    rows = _impressions(home).sample(frac=1, random_state=0)
+    users, items = rows["user_id"].to_numpy(object), rows["item_id"].to_numpy(object)
+    users[::5] = "stranger"
+    times = _micros(rows["event_timestamp"])
+    in_parts = FeatureReader(home, part_requests=25)
+    some = slice(0, 60)
+    for ids, of_parts, at_once in (
+        (users, in_parts.historical_users, reader.historical_users),
+        (items, in_parts.historical_items, reader.historical_items),
+    ):
+        read = of_parts(ids[some], times[some], join=join)
+        assert_equal(read, at_once(ids[some], times[some]))
+        assert read.found.any()
+        with pytest.raises(ValueError, match="one time per key, got 60 and 59"):
+            of_parts(ids[some], times[:59], join=join)
 
 
 def test_the_fast_join_equals_feasts_value_by_value(home: Home, reader: FeatureReader) -> None:

@@ -13,6 +13,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from feature_repo.artifact import ArtifactManifest, load_current_run, set_current_run
@@ -21,6 +22,7 @@ from feature_repo.command import SentenceGroup, Settings
 from feature_repo.connections import DATABASE_URL, REDIS_URL
 from feature_repo.definitions import RETRIEVAL_SERVICE, define
 from feature_repo.errors import ArtifactError, LongtrailError, MissingStepError
+from feature_repo.feast_bytes import feature_field
 from feature_repo.garbage import collect_garbage
 from feature_repo.home import Home
 from feature_repo.materialize import apply, materialize
@@ -215,8 +217,18 @@ def test_collection_keeps_what_is_served_and_what_can_be_again(settings: Setting
     assert dry.file_bytes > 1000
     assert (home.embeddings / "def").is_dir()
 
+    rest = feature_field("items", "a column that is gone")
+    if profile == "production":
+        with redis.Redis.from_url(os.environ[REDIS_URL]) as client:
+            for key in client.scan_iter(_type="HASH"):
+                client.hset(key, rest, b"x")
     done = collect_garbage(home, profile, keep=0)
     assert done == dry
+    if profile == "production":
+        with redis.Redis.from_url(os.environ[REDIS_URL]) as client:
+            holders = [key for key in client.scan_iter(_type="HASH") if client.hexists(key, rest)]
+        assert all(key.startswith(b"longtrail:") for key in holders)
+        assert holders  # ours beside Feast's, which nobody looked into
     assert not (home.embeddings / "def").exists()
     assert not (home.runs / RUNS[1]).exists()
     assert not (home.view("user_embeddings") / RUNS[1]).exists()
