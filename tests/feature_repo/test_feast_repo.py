@@ -13,7 +13,13 @@ from feature_repo.definitions import SHOP_MANIFEST, define
 from feature_repo.errors import StoreError
 from feature_repo.home import HOME_VARIABLE, PROJECT_ROOT, Home
 from feature_repo.manifest import load_manifest
-from feature_repo.profiles import REPO_FOLDER, active_home, profile_file, profile_text
+from feature_repo.profiles import (
+    REPO_FOLDER,
+    active_home,
+    open_store,
+    profile_file,
+    profile_text,
+)
 from tests.feature_repo.conftest import write_files
 from tests.feature_repo.test_reader import build
 from tests.forked import feast as plain_feast
@@ -161,3 +167,9 @@ def test_the_default_home_is_spelled_as_feast_spells_it(tmp_path: Path) -> None:
 def test_an_unknown_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no profile 'prodution'; expected embedded"):
         profile_file(Home(tmp_path), "prodution")
+
+
+def test_a_registry_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_text("something else " * 100, encoding="utf-8")
+    with pytest.raises(StoreError, match=r"registry\.db cannot be used .*: check the file"):
+        open_store(Home(tmp_path), "embedded")
