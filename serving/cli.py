@@ -46,7 +46,8 @@ def rank(
 
     Example: longtrail rank 14911 --top 5
     """
-    from serving.ranker import Ranker, RankerConfig
+    from serving.preparation import RankerConfig
+    from serving.ranker import Ranker
 
     wanted = None
     if candidates is not None:

@@ -214,7 +214,7 @@ def serve(
 def _service_options(options: dict[str, Any], keys: ApiKeys | None) -> "ServiceOptions":
     from serving.app import AppSettings
     from serving.opening import BreakerOptions, ServiceOptions
-    from serving.ranker import RankerConfig
+    from serving.preparation import RankerConfig
 
     return ServiceOptions(
         run=options["run"],

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from feature_repo.artifact import current_run
 from feature_repo.errors import LongtrailError
@@ -21,6 +22,8 @@ INTERVAL_S = 1.0
 """Between two looks at the file that names the current run: one stat call each."""
 RETRY_S = 60.0
 """Until a run that could not be loaded is tried again: a store may have been away."""
+
+_Stamp = tuple[int, int, int]
 
 _log = logging.getLogger(__name__)
 
@@ -68,13 +71,18 @@ class Deployment:
         _log.error("%s", self.problem)
 
 
-class CurrentRunFollower:
-    """Serves the run that the home names as current, from a thread in the background.
+class HomeFollower:
+    """Serves what the home says, from a thread in the background.
+
+    That is the run that it names as current; and the same run anew when an ingest has replaced the
+    tables or something was copied to the online store: items, texts and deep outputs that came.
 
     Args:
         home: Whose.
+        profile: Whose online store is served from.
         deployment: What serves.
         open_ranker: Opens the ranker of a run.
+        run: Serve this one, whatever the home names.
         interval_s: Seconds between two looks, above 0.
         retry_s: Seconds until a run that could not be loaded is tried again, above 0.
     """
@@ -82,19 +90,24 @@ class CurrentRunFollower:
     def __init__(
         self,
         home: Home,
+        profile: str,
         deployment: Deployment,
         open_ranker: Callable[[str], ServingRanker],
         *,
+        run: str | None = None,
         interval_s: float = INTERVAL_S,
         retry_s: float = RETRY_S,
     ) -> None:
         self._home = home
+        self._profile = profile
+        self._run = run
         self._deployment = deployment
         self._open_ranker = open_ranker
         self._interval_s = interval_s
         self._looks_until_retry = max(1, round(retry_s / interval_s))
         self._looks_left = 0
-        self._seen = self._stamp()
+        self._seen = _stamp(home.current_run)
+        self._data_seen = self._data_served = self._data_stamps()
         self._has_swapped = False
         self._woken = threading.Event()
         self._is_stopped = False
@@ -125,24 +138,31 @@ class CurrentRunFollower:
             # stays is never walked again.
             self._has_swapped = False
             settle_memory()
-        stamp = self._stamp()
+        stamp, data = _stamp(self._home.current_run), self._data_stamps()
+        # A copy saves its record again and again: only what stood still for a look is loaded.
+        is_outdated = data == self._data_seen and data != self._data_served
+        self._data_seen = data
         self._looks_left -= 1
-        retry = self._deployment.problem is not None and self._looks_left <= 0
-        if stamp == self._seen and not retry:
+        if self._deployment.problem is None:
+            is_due = stamp != self._seen or is_outdated
+        else:
+            is_due = stamp != self._seen or self._looks_left <= 0
+        if not is_due:
             return
         self._seen = stamp
         try:
-            run = current_run(self._home)
+            run = self._run or current_run(self._home)
         except LongtrailError as error:
             self._fail("that is current", str(error))
             return
-        if run == self._deployment.ranker().manifest.run:
+        if run == self._deployment.ranker().manifest.run and not is_outdated:
             self._deployment.problem = None
             return
         _log.info("loading run %s", run)
         loading = self._loader.submit(self._load, run)
         fault = loading.exception()
         if fault is None:
+            self._data_served = data
             self._deployment.swap(loading.result())
             self._has_swapped = True
         elif isinstance(fault, LongtrailError):
@@ -160,12 +180,11 @@ class CurrentRunFollower:
         self._looks_left = self._looks_until_retry
         self._deployment.keep(run, reason)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            stat = self._home.current_run.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+    def _data_stamps(self) -> tuple[_Stamp | None, ...]:
+        """Of the tables, and of the record of what is online."""
+        return tuple(
+            _stamp(path) for path in (self._home.manifest, self._home.materialized(self._profile))
+        )
 
     def _follow(self) -> None:
         while not self._is_stopped:
@@ -173,6 +192,15 @@ class CurrentRunFollower:
             self._woken.clear()
             if not self._is_stopped:
                 self.look()
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def settle_memory() -> None:

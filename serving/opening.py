@@ -16,11 +16,12 @@ from feature_repo.home import Home
 from feature_repo.services import local
 from serving.app import AppSettings, create_app
 from serving.breaker import FAIL_MAX, RESET_S, SLOW_S, BreakerReader
-from serving.deployment import CurrentRunFollower, Deployment
+from serving.deployment import Deployment, HomeFollower
 from serving.directory import HomeDirectory
 from serving.event_service import FollowingEvents
 from serving.metrics import Metrics, Rising
-from serving.ranker import Ranker, RankerConfig
+from serving.preparation import RankerConfig
+from serving.ranker import Ranker
 from serving.served_log import ServedLog
 from serving.server import OpenedApp
 from serving.shadow import Shadow
@@ -97,11 +98,10 @@ def open_service(
         deployment = Deployment(ranker, metrics=metrics, shadow=shadow)
 
         refresh: list[Callable[[], None]] = []
-        if options.run is None:
-            follower = CurrentRunFollower(home, deployment, open_ranker)
-            follower.start()
-            stack.callback(follower.stop)
-            refresh.append(follower.wake)
+        follower = HomeFollower(home, profile, deployment, open_ranker, run=options.run)
+        follower.start()
+        stack.callback(follower.stop)
+        refresh.append(follower.wake)
         if options.app.keys is not None:
             refresh.append(options.app.keys.reload)
 

@@ -1,25 +1,20 @@
 """From a user id to ranked items with reasons: read, choose, score, sort, explain."""
 
 import logging
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.inputs import UserInputs
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
-from feature_repo.behavior import normalize
 from feature_repo.catalog import Catalog
-from feature_repo.errors import LongtrailError, StoreError
-from feature_repo.features import OnlineReader, UserFeatures
+from feature_repo.errors import LongtrailError
+from feature_repo.features import OnlineReader
 from feature_repo.home import Home
 from feature_repo.manifest import DataClock, load_manifest
 from feature_repo.reader import FeatureReader
@@ -31,99 +26,25 @@ from serving.answers import (
     Served,
     SimilarItem,
     UnknownItemError,
-    UserPath,
     UserView,
 )
 from serving.artifact import Artifact, load_artifact
-from serving.changes import change_history
 from serving.explain import contributions_of
-from serving.freshness import history_key, is_current
 from serving.history import Behavior, History
-from serving.items import Catalogue, ItemCache, ItemSnapshot
+from serving.item_cache import ItemCache
+from serving.items import Catalogue, ItemSnapshot
+from serving.preparation import Preparation, PreparedRequest, RankerConfig, TextCatalog
 from serving.reasons import reasons
-from serving.refresh import FreshOutputs, OutputRefresher
-from serving.retrieval import retrieve, similar
+from serving.refresh import OutputRefresher
+from serving.retrieval import similar
 from serving.scoring import DeepOutputs, Scorer
 
 _log = logging.getLogger(__name__)
-
-OnStoreError = Literal["answer", "fail"]
 
 ALIKE_BEHAVIORS = 200
 """Newest behaviours that a reason may say an item is like."""
 EXPLAINED_TEXTS = 30
 """Newest distinct texts of a history that are left out one by one to explain scores."""
-
-
-@dataclass(frozen=True)
-class RankerConfig:
-    """How a ranker spends time and memory."""
-
-    chunk_size: int = 2048
-    """Items in one call of the model; at least 1."""
-    item_age_s: float = 300.0
-    """Seconds after which the catalogue's features are read again; at least 0."""
-    num_threads: int = 1
-    """Threads of one call of the model; at least 1. PyTorch keeps this per process. Requests run
-    side by side, so more than one pays only on idle cores: on two busy ones it took 8x as long."""
-    num_retrieved: int = 500
-    """Items that are scored where a request names none; at least 1."""
-    on_store_error: OnStoreError = "answer"
-    """Where a user cannot be read: rank for an empty history and say so, or fail."""
-
-    def __post_init__(self) -> None:
-        for name in ("chunk_size", "num_threads", "num_retrieved"):
-            if getattr(self, name) < 1:
-                raise LongtrailError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.item_age_s >= 0:
-            raise LongtrailError(f"item_age_s must be at least 0 seconds, got {self.item_age_s}")
-        if self.on_store_error not in get_args(OnStoreError):
-            raise LongtrailError(
-                f"on_store_error must be answer or fail, got {self.on_store_error!r}"
-            )
-
-
-class TextCatalog(Protocol):
-    """What serving asks of the catalogue of texts."""
-
-    @property
-    def item_ids(self) -> NDArray[np.object_]:
-        """Every item id."""
-
-    def refresh(self) -> None:
-        """Take in texts that have come meanwhile."""
-
-    def texts(self, behavior_ids: NDArray[np.int64]) -> list[str]:
-        """Texts of behaviour ids, empty where unknown."""
-
-    def title(self, item_id: str) -> str | None:
-        """Title of an item; None for an unknown one."""
-
-
-@dataclass
-class _Request:
-    """A user at a moment, read and made ready for the model."""
-
-    at: datetime
-    catalogue: Catalogue
-    users: UserFeatures
-    user: UserInputs
-    history: History
-    outputs: NDArray[np.float32] | None
-    path: UserPath
-    degraded: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def scorer(self) -> Scorer:
-        return self.catalogue.scorer
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Take the time of a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class Ranker:
@@ -139,7 +60,6 @@ class Ranker:
         catalog: Item ids and texts.
         clock: Tells the moment of a request that names none, UTC.
         lowercase: Whether the data set's texts are.
-        write_back: Takes deep outputs that had to be computed, for the next request.
         config: Time and memory.
 
     Raises:
@@ -155,7 +75,6 @@ class Ranker:
         *,
         clock: Callable[[], datetime],
         lowercase: bool = True,
-        write_back: Callable[[FreshOutputs], None] | None = None,
         config: RankerConfig | None = None,
     ) -> None:
         self.config = config or RankerConfig()
@@ -164,11 +83,11 @@ class Ranker:
         self._reader = reader
         self._catalog = catalog
         self._clock = clock
-        self._lowercase = lowercase
-        self._write_back = write_back
         scorer = Scorer(artifact, table, chunk_size=self.config.chunk_size)
         self._items = ItemCache(reader, scorer, catalog.item_ids, max_age_s=self.config.item_age_s)
-        self._nobody: UserFeatures | None = None
+        self._preparation = Preparation(
+            reader, self._items, catalog, lowercase=lowercase, config=self.config
+        )
 
     @classmethod
     def open(
@@ -196,7 +115,6 @@ class Ranker:
         """
         artifact = load_artifact(home, current_run(home) if run is None else run)
         outputs_of = None if artifact.parts is None else artifact.manifest.run
-        refresher = OutputRefresher.open(home, profile, outputs_of) if outputs_of else None
         reader: OnlineReader = FeatureReader(home, profile, outputs_of=outputs_of)
         ranker = cls(
             artifact,
@@ -205,11 +123,13 @@ class Ranker:
             Catalog.load(home),
             clock=DataClock(home),
             lowercase=load_manifest(home).lowercase,
-            write_back=refresher.submit if refresher else None,
             config=config,
         )
+        # Last: its thread would outlive an opening that failed.
+        refresher = OutputRefresher.open(home, profile, outputs_of) if outputs_of else None
         if refresher is not None:
-            weakref.finalize(ranker, refresher.stop)  # its thread would outlive a swap of models
+            ranker._preparation.write_back = refresher.submit
+            weakref.finalize(ranker, refresher.stop)  # or a swap of models
         return ranker
 
     def refresh_items(self, at: datetime | None = None) -> int:
@@ -226,7 +146,7 @@ class Ranker:
         num_items = self.refresh_items()
         _log.info("%d items are ready", num_items)
         at = self._clock()
-        self._nobody = self._read_user("", at)
+        self._preparation.read_nobody(at)
         self.rank("", top_k=1, at=at)
 
     def check(self) -> None:
@@ -235,7 +155,7 @@ class Ranker:
         Raises:
             StoreError: If it does not.
         """
-        self._read_user("", self._clock())
+        self._preparation.read_user("", self._clock())
 
     @property
     def num_items(self) -> int:
@@ -255,7 +175,7 @@ class Ranker:
         """
         at = self._moment(at)
         self._catalog.refresh()
-        users = self._read_user(user_id, at)
+        users = self._preparation.read_user(user_id, at)
         history = History.of(users)
         return UserView(
             known=bool(users.found[0]),
@@ -303,9 +223,9 @@ class Ranker:
         if top_k < 1:
             raise LongtrailError(f"top_k must be at least 1, got {top_k}")
         self._check_context(context)
-        request = self._prepare(user_id, self._moment(at), changes)
+        request = self._preparation.prepare(user_id, self._moment(at), changes, may_degrade=True)
         with request.stage("features"):
-            items, unknown = self._candidates(request, candidates)
+            items, unknown = self._preparation.candidates(request, candidates, may_degrade=True)
         with request.stage("model"):
             logits = self._logits(request, items, context)
             # By logit, not by probability: those of very sure models round to 1. The items come by
@@ -330,7 +250,7 @@ class Ranker:
             num_scored=len(scored),
             notes=self._notes(request, candidates, unknown, len(logits), len(scored)),
             path=request.path,
-            degraded=request.degraded,
+            degraded=tuple(request.degraded),
             seconds=request.seconds,
             feature_age_s=request.history.age_s,
             missing_rate=float(np.isnan(dense).mean()) if len(dense) else None,
@@ -355,8 +275,8 @@ class Ranker:
         """
         context = context or {}
         self._check_context(context)
-        request = self._prepare(user_id, self._moment(at), changes, may_degrade=False)
-        items, unknown = self._candidates(request, [item_id])
+        request = self._preparation.prepare(user_id, self._moment(at), changes, may_degrade=False)
+        items, unknown = self._preparation.candidates(request, [item_id], may_degrade=False)
         if unknown:
             raise UnknownItemError(f"the feature store does not know the item {item_id!r}")
         found = request.scorer.attribute(request.user, items.inputs, context, EXPLAINED_TEXTS)
@@ -397,102 +317,13 @@ class Ranker:
             )
         )
 
-    def _prepare(
-        self,
-        user_id: str,
-        at: datetime,
-        changes: HistoryChanges | None,
-        *,
-        may_degrade: bool = True,
-    ) -> _Request:
-        """Read a user, and compute the deep outputs unless those that are kept hold."""
-        start = time.perf_counter()
-        self._catalog.refresh()
-        users, degraded = self._read_or_degrade(user_id, at, may_degrade=may_degrade)
-        read = time.perf_counter()
-        catalogue = self._items.current(at)
-        scorer = catalogue.scorer
-        if changes is not None:
-            users = change_history(
-                users,
-                changes,
-                title=self._catalog.title,
-                normalize=lambda text: normalize(text, lowercase=self._lowercase),
-            )
-        user = scorer.user_side(users)
-        ready = time.perf_counter()
-        outputs, path = self._outputs(scorer, users, user)
-        return _Request(
-            at=at,
-            catalogue=catalogue,
-            users=users,
-            user=user,
-            history=History.of(users),
-            outputs=outputs,
-            path=path,
-            degraded=degraded,
-            seconds={
-                "read": read - start,
-                "features": ready - read,
-                "model": time.perf_counter() - ready,
-            },
-        )
-
-    def _outputs(
-        self, scorer: Scorer, users: UserFeatures, user: UserInputs
-    ) -> tuple[NDArray[np.float32] | None, UserPath]:
-        """The user's deep outputs [1, S, Q], and where they came from."""
-        form, scenes = scorer.form, self.manifest.scenes
-        if form is None:
-            return None, "whole"
-        if users.outputs is not None and is_current(users, user, scenes, form):
-            return users.outputs.vectors.reshape(1, len(scenes), form.output_width), "cached"
-        outputs = scorer.user_outputs(user)
-        # Without kept outputs the history is one that was never read: changed, or nobody's.
-        if self._write_back is not None and users.outputs is not None and users.found[0]:
-            seconds = int(users.request_times[0]) // 1_000_000
-            newest = max(int(s.timestamps.max()) for s in users.sequences.values())
-            self._write_back(
-                FreshOutputs(
-                    user_id=str(users.user_ids[0]),
-                    vector=outputs.ravel(),
-                    history_key=history_key(users, user, scenes, form),
-                    computed_at=seconds,
-                    newest=newest or seconds,
-                )
-            )
-        return outputs, "live"
-
     def _logits(
-        self, request: _Request, items: ItemSnapshot, context: Mapping[str, float]
+        self, request: PreparedRequest, items: ItemSnapshot, context: Mapping[str, float]
     ) -> NDArray[np.float32]:
         outputs = None
         if request.outputs is not None and items.outputs is not None:
             outputs = DeepOutputs(request.outputs, items.outputs)
         return request.scorer.logits(request.user, items.inputs, context, outputs)
-
-    def _read_user(self, user_id: str, at: datetime) -> UserFeatures:
-        return self._reader.online_users(np.array([user_id], dtype=object), at=at)
-
-    def _read_or_degrade(
-        self, user_id: str, at: datetime, *, may_degrade: bool
-    ) -> tuple[UserFeatures, tuple[str, ...]]:
-        """The user, or nobody with the reason."""
-        try:
-            return self._read_user(user_id, at), ()
-        except StoreError as error:
-            answer = may_degrade and self.config.on_store_error == "answer"
-            if not answer or self._nobody is None:
-                raise
-            _log.warning("ranked without the user's features: %s", error)
-            nobody = replace(
-                self._nobody,
-                user_ids=np.array([user_id], dtype=object),
-                request_times=np.array([int(at.timestamp() * 1_000_000)], dtype=np.int64),
-            )
-            return nobody, (
-                "the feature store does not answer: ranked by the model with an empty history",
-            )
 
     def _moment(self, at: datetime | None) -> datetime:
         if at is not None and at.tzinfo is None:
@@ -507,36 +338,9 @@ class Ranker:
                     f"{', '.join(self.manifest.context_names) or 'none'}"
                 )
 
-    def _candidates(
-        self, request: _Request, candidates: Sequence[str] | None
-    ) -> tuple[ItemSnapshot, tuple[str, ...]]:
-        """Return the items to score and the candidates that the store does not know."""
-        known = request.catalogue.items
-        if candidates is None:
-            rows = retrieve(
-                request.catalogue, request.history, request.outputs, self.config.num_retrieved
-            )
-            return known.take(rows).at_moment(request.at), ()
-        distinct = list(dict.fromkeys(candidates))
-        places = sorted(known.row[c] for c in distinct if c in known.row)
-        cached = known.take(np.array(places, dtype=np.intp)).at_moment(request.at)
-        missing = [c for c in distinct if c not in known.row]
-        if not missing:
-            return cached, ()
-        # An item that came after the catalogue was read: the store may know it all the same.
-        try:
-            late = self._items.read(np.array(missing, dtype=object), request.at)
-        except StoreError as error:
-            if self.config.on_store_error == "fail":
-                raise
-            _log.warning("candidates beyond the catalogue were left out: %s", error)
-            return cached, tuple(missing)
-        unknown = tuple(c for c in missing if c not in late.row)
-        return cached.merged(late), unknown
-
     def _answer(
         self,
-        request: _Request,
+        request: PreparedRequest,
         top: ItemSnapshot,
         logits: NDArray[np.float32],
         context: Mapping[str, float],
@@ -581,7 +385,7 @@ class Ranker:
             self._catalog.texts(history.behavior_ids), catalogue.ids_of_keys(history.item_keys)
         )
 
-    def _behaviors_at(self, request: _Request) -> dict[tuple[str, int], Behavior]:
+    def _behaviors_at(self, request: PreparedRequest) -> dict[tuple[str, int], Behavior]:
         """Scene and place in its sequence -> the behaviour."""
         history = request.history
         places = zip(history.scenes.tolist(), history.positions.tolist(), strict=True)
@@ -589,7 +393,7 @@ class Ranker:
 
     def _notes(
         self,
-        request: _Request,
+        request: PreparedRequest,
         candidates: Sequence[str] | None,
         unknown: tuple[str, ...],
         num_items: int,

@@ -27,7 +27,7 @@ from feature_repo.profiles import open_store
 from feature_repo.version_names import run_view
 
 MAX_WAITING = 10_000
-"""Users in line; beyond it the oldest are not written back, and computed again when asked for."""
+"""Users in line; who comes beyond it is not written back, and computed again when asked for."""
 BATCH_USERS = 500
 BATCH_S = 0.2
 RETRY_S = 5.0
@@ -113,8 +113,15 @@ class OutputRefresher:
         newest = {entry.user_id: entry for entry in batch}  # a key once: the last one counts
         try:
             self._writer.write(self._view, record_batch(list(newest.values()), self._run))
-        except StoreError as error:
-            _log.warning("deep outputs of %d users were not written back: %s", len(newest), error)
+        # Of whatever kind: a thread that ends writes nothing any more.
+        except Exception as error:  # noqa: BLE001
+            defect = None if isinstance(error, StoreError) else error
+            _log.warning(
+                "deep outputs of %d users were not written back: %s",
+                len(newest),
+                error,
+                exc_info=defect,
+            )
             time.sleep(RETRY_S)
 
 

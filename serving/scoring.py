@@ -228,6 +228,11 @@ class Scorer:
             return self
         return Scorer(self._artifact, table, chunk_size=self._chunk_size)
 
+    @property
+    def edition(self) -> object:
+        """Of the table: while it is the same, rows are only added."""
+        return self._table.edition
+
     def rows(self, behavior_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of texts in the table, 0 where it has none."""
         return self._table.rows(behavior_ids)

@@ -26,7 +26,8 @@ from feature_repo.catalog import Catalog
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
 from serving.artifact import Artifact, load_artifact
-from serving.ranker import Ranker, RankerConfig
+from serving.preparation import RankerConfig
+from serving.ranker import Ranker
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 SCENES = ("purchase", "search")

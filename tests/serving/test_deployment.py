@@ -13,7 +13,7 @@ from feature_repo.artifact import set_current_run
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from serving.app import create_app
-from serving.deployment import CurrentRunFollower, Deployment
+from serving.deployment import Deployment, HomeFollower
 from tests.serving.stand_in import StandIn, toy_directory
 
 
@@ -51,8 +51,8 @@ def opener() -> Opener:
 
 
 @pytest.fixture
-def follower(home: Home, deployment: Deployment, opener: Opener) -> Iterator[CurrentRunFollower]:
-    follower = CurrentRunFollower(home, deployment, opener, interval_s=0.02, retry_s=0.06)
+def follower(home: Home, deployment: Deployment, opener: Opener) -> Iterator[HomeFollower]:
+    follower = HomeFollower(home, "embedded", deployment, opener, interval_s=0.02, retry_s=0.06)
     yield follower
     follower.stop()
 
@@ -62,7 +62,7 @@ def serving(deployment: Deployment) -> str:
 
 
 def test_another_run_takes_over_when_it_is_warm(
-    home: Home, deployment: Deployment, opener: Opener, follower: CurrentRunFollower
+    home: Home, deployment: Deployment, opener: Opener, follower: HomeFollower
 ) -> None:
     follower.look()
     assert opener.opened == []
@@ -76,11 +76,44 @@ def test_another_run_takes_over_when_it_is_warm(
     assert len(opener.opened) == 1
 
 
+def test_new_data_brings_the_same_run_anew_when_it_stands_still(
+    home: Home, deployment: Deployment, opener: Opener, follower: HomeFollower
+) -> None:
+    home.manifest.parent.mkdir()
+    for path in (home.manifest, home.materialized("embedded")):
+        before = deployment.ranker()
+        path.write_text("{}", encoding="utf-8")
+        follower.look()
+        assert deployment.ranker() is before  # something may still be writing
+        follower.look()
+        assert deployment.ranker() is not before
+        assert serving(deployment) == "toy-run"
+        follower.look()
+    assert len(opener.opened) == 2
+    home.materialized("production").write_text("{}", encoding="utf-8")
+    for _ in range(3):
+        follower.look()
+    assert len(opener.opened) == 2
+
+
+def test_a_run_that_is_asked_for_stays_and_gets_new_data(
+    home: Home, deployment: Deployment, opener: Opener
+) -> None:
+    follower = HomeFollower(home, "embedded", deployment, opener, run="toy-run")
+    set_current_run(home, "other-run")
+    home.manifest.parent.mkdir()
+    home.manifest.write_text("{}", encoding="utf-8")
+    for _ in range(3):
+        follower.look()
+    assert [one.manifest.run for one in opener.opened] == ["toy-run"]
+    follower.stop()
+
+
 def test_a_run_that_cannot_be_loaded_changes_nothing_and_is_said(
     home: Home,
     deployment: Deployment,
     opener: Opener,
-    follower: CurrentRunFollower,
+    follower: HomeFollower,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     set_current_run(home, "broken-run")
@@ -102,7 +135,7 @@ def test_a_run_that_cannot_be_loaded_changes_nothing_and_is_said(
 
 
 def test_going_back_to_the_run_that_serves_mends_it(
-    home: Home, deployment: Deployment, follower: CurrentRunFollower
+    home: Home, deployment: Deployment, follower: HomeFollower
 ) -> None:
     set_current_run(home, "broken-run")
     follower.look()
@@ -114,7 +147,7 @@ def test_going_back_to_the_run_that_serves_mends_it(
 def test_a_defect_in_loading_does_not_end_the_following(
     home: Home,
     deployment: Deployment,
-    follower: CurrentRunFollower,
+    follower: HomeFollower,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     set_current_run(home, "defect-run")
@@ -128,7 +161,7 @@ def test_a_defect_in_loading_does_not_end_the_following(
 
 @pytest.mark.parametrize("content", ["", "{", '{"run": 5}'])
 def test_a_broken_file_changes_nothing(
-    home: Home, deployment: Deployment, follower: CurrentRunFollower, content: str
+    home: Home, deployment: Deployment, follower: HomeFollower, content: str
 ) -> None:
     home.current_run.write_text(content)
     follower.look()
@@ -141,7 +174,7 @@ def test_a_broken_file_changes_nothing(
 
 
 def test_swaps_under_load_fail_no_request(
-    home: Home, deployment: Deployment, follower: CurrentRunFollower
+    home: Home, deployment: Deployment, follower: HomeFollower
 ) -> None:
     follower.start()
     answers: list[tuple[int, str]] = []
@@ -171,7 +204,7 @@ def test_swaps_under_load_fail_no_request(
 
 
 def test_being_woken_it_looks_at_once(home: Home, deployment: Deployment, opener: Opener) -> None:
-    follower = CurrentRunFollower(home, deployment, opener, interval_s=3600)
+    follower = HomeFollower(home, "embedded", deployment, opener, interval_s=3600)
     follower.start()
     try:
         set_current_run(home, "other-run")

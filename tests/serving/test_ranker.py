@@ -13,17 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders.evidence import evidence_names
+from encoders.table import EmbeddingTable
+from feature_repo.behavior import behavior_id
 from feature_repo.errors import ArtifactError, LongtrailError, StoreError
 from feature_repo.features import ItemFeatures
 from serving.artifact import Artifact
 from serving.history import History
-from serving.ranker import RankerConfig
+from serving.preparation import RankerConfig
 from tests.serving.conftest import (
+    FINGERPRINT,
     ITEMS,
     KEPT,
     NOW,
     RUN,
     USERS,
+    VECTORS,
     ToyItem,
     ToyReader,
     ToyUser,
@@ -212,7 +216,7 @@ def test_old_items_are_read_again_beside_the_requests(
 ) -> None:
     ranker = world.ranker(item_age_s=60)
     seconds = 0.0
-    monkeypatch.setattr("serving.items.time.monotonic", lambda: 1000 + seconds)
+    monkeypatch.setattr("serving.item_cache.time.monotonic", lambda: 1000 + seconds)
     before = ranker.rank("ann", candidates=["B1"]).ranked[0].score
     world.reader.items["B1"] = replace(ITEMS["B1"], price=0.0)
     seconds = 60
@@ -228,6 +232,90 @@ def test_old_items_are_read_again_beside_the_requests(
     expected = expected_logit(USERS["ann"], "B1", world.reader.items["B1"])
     assert after == pytest.approx(sigmoid(expected), abs=1e-6)
     assert ranker.refresh_items() == 6
+
+
+def test_a_store_that_is_away_is_no_word_on_candidates(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = world.ranker()
+    ranker.warm_up()
+
+    def away(*_: object, **__: object) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setattr(world.reader, "online_items", away)
+    found = ranker.rank("ann", candidates=["L1", "NEW"])
+    assert [item.item_id for item in found.ranked] == ["L1"]
+    assert found.unknown_items == ()
+    assert found.degraded == (
+        "the feature store does not answer: candidates beyond the catalogue are left out",
+    )
+    with pytest.raises(StoreError):
+        ranker.explain("ann", "NEW")
+    with pytest.raises(StoreError):
+        world.ranker(on_store_error="fail").rank("ann", candidates=["L1", "NEW"])
+
+
+class GrowingTable(EmbeddingTable):
+    """Has another table in its place from some moment on."""
+
+    next: EmbeddingTable | None = None
+
+    def refreshed(self) -> EmbeddingTable:  # type: ignore[override]
+        return self.next or self
+
+
+def growing(texts: list[str], edition: str) -> GrowingTable:
+    ids = np.array(sorted(behavior_id(text) for text in texts), dtype=np.int64)
+    by_id = {behavior_id(text): vector for text, vector in VECTORS.items()}
+    vectors = np.zeros((len(ids) + 1, 4), dtype=np.float32)
+    vectors[1:] = [by_id[int(i)] for i in ids]
+    table = GrowingTable(ids, vectors, FINGERPRINT)
+    table.edition = edition  # type: ignore[assignment]
+    return table
+
+
+def test_a_table_made_anew_never_mixes_with_rows_of_the_old_one(world: World) -> None:
+    """Late candidates are looked up in the table that the request is scored with."""
+    before = growing([text for text in VECTORS if text != "red lamp"], "first")
+    after = growing(list(VECTORS), "second")
+    world.table = before
+    ranker = world.ranker()
+    ranker.warm_up()
+    world.reader.items["NEW"] = ToyItem("row boat", price=4.0, kind="boat")
+    read = world.reader.online_items
+
+    def read_while_the_table_changes(ids: NDArray[np.object_], **options: Any) -> ItemFeatures:
+        before.next = after  # after the request has begun
+        return read(ids, **options)
+
+    world.reader.online_items = read_while_the_table_changes  # type: ignore[method-assign]
+    old = ranker.rank("bob", candidates=["NEW", "B2", "L1"]).ranked
+    scores = {item.item_id: item.score for item in old}
+    expected = sigmoid(expected_logit(USERS["bob"], "NEW", world.reader.items["NEW"]))
+    assert scores["NEW"] == pytest.approx(expected, abs=1e-6)
+
+    def lamp() -> float:
+        found = ranker.rank("ann", candidates=["L1"]).ranked
+        return found[0].score
+
+    # The lamp's title has got its vector: once all rows are looked up, every score is of it.
+    whole = sigmoid(expected_logit(USERS["ann"], "L1", ITEMS["L1"]))
+    wait_for(lambda: abs(lamp() - whole) < 1e-6)
+
+
+def test_a_text_that_is_only_added_costs_no_looking_up(world: World) -> None:
+    before = growing([text for text in VECTORS if text != "looking for a lamp"], "first")
+    before.next = growing(list(VECTORS), "first")
+    world.table = before
+    ranker = world.ranker()
+    ranker.refresh_items()
+    catalogue = ranker._items.current(NOW)
+    again = ranker._items.current(NOW)
+    assert again.items is catalogue.items
+    assert again.scorer._table is before.next
+    whole = sigmoid(expected_logit(USERS["ann"], "L1", ITEMS["L1"]))
+    assert ranker.rank("ann", candidates=["L1"]).ranked[0].score == pytest.approx(whole, abs=1e-6)
 
 
 def test_a_store_that_is_away_leaves_the_last_items(

@@ -19,12 +19,12 @@ class Store:
         self.batches: list[pa.RecordBatch] = []
         self.open = threading.Event()
         self.open.set()
-        self.away = False
+        self.away: type[Exception] | None = None
 
     def write(self, view: object, batch: pa.RecordBatch) -> int:
         assert self.open.wait(10)
         if self.away:
-            raise StoreError("away")
+            raise self.away("away")
         self.batches.append(batch)
         return batch.num_rows
 
@@ -69,14 +69,17 @@ def test_a_batch_holds_every_user_once_with_the_last_outputs() -> None:
     assert store.batches[1]["history_key"].to_pylist() == [2, 2]
 
 
-def test_a_store_that_is_away_costs_a_batch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [StoreError, OSError])
+def test_a_store_that_fails_costs_a_batch_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     monkeypatch.setattr("serving.refresh.RETRY_S", 0.05)
     store = Store()
-    store.away = True
+    store.away = error
     refresher = OutputRefresher(store, "view", "run-1")  # type: ignore[arg-type]
     refresher.submit(outputs("lost"))
     time.sleep(0.4)
-    store.away = False
+    store.away = None
     refresher.submit(outputs("kept"))
     wait_for(1, store)
     assert store.batches[0]["user_id"].to_pylist() == ["kept"]
