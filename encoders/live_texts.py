@@ -1,7 +1,7 @@
 """Texts never seen before, encoded on the spot by the shallow half of one encoder.
 
 The vector goes to the online store, the text to the log of texts, then the vector to
-``live.parquet`` beside the encoder's part files (the offline store) and to the memory-mapped table
+a file beside the encoder's part files (the offline store) and to the memory-mapped table
 of every process. The table comes last: a text that is in it is everywhere. What a kill leaves
 undone is done when the event, which nobody answered for, comes again. Other encoders that the home
 keeps get their vectors with their next ``longtrail encode``: nobody serves them now.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from encoders.encode import SCHEMA, TIME, embedding_rows
 from encoders.pretrained import quiet_transformers
-from encoders.table import EmbeddingTable, append_live, table_encoder
+from encoders.table import EmbeddingTable, append_live, recover_live, table_encoder
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import hash63_array
 from feature_repo.errors import EncoderError
@@ -47,7 +47,7 @@ class LiveTexts:
         self._push = push
         self._log = TextLog(home.live_texts)
         self._lock = threading.Lock()
-        self._table = EmbeddingTable.open(home, fingerprint=encoder.fingerprint)
+        self._table = EmbeddingTable.as_it_is(home, encoder.fingerprint)
 
     @classmethod
     def open(cls, home: Home, fingerprint: str, push: PushRows) -> Self:
@@ -58,7 +58,7 @@ class LiveTexts:
             EncoderError: If there are no vectors of this encoder.
             StoreError: If the online store does not answer.
         """
-        live = append_live(home, fingerprint, SCHEMA.empty_table())
+        live = recover_live(home, fingerprint, SCHEMA)
         if live.num_rows:  # the view may not have been applied when they came
             push(live)
         return cls(home, LazyEncoder(home, fingerprint), push)

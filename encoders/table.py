@@ -9,7 +9,7 @@ It is made from the part files that encode writes, and lies beside them in ``tab
     table.json   which part files it was made from
 
 Live rows are vectors of texts that live events brought (:mod:`encoders.live_texts`); they also lie
-in ``live.parquet`` beside the part files, until encode finds the texts in the table of behaviours.
+in :mod:`encoders.live_files` beside the part files, until encode finds the texts in the table of behaviours.
 They are only ever appended: first the vectors, then the ids, whose number tells readers in other
 processes to look again (:meth:`EmbeddingTable.refreshed`). Rows never move while a table is open:
 one that is made anew is another file.
@@ -24,9 +24,9 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from encoders.live_files import add_live, live_rows, newest_live_rows
 from encoders.table_files import (
     NO_IDS,
     PART_FILES,
@@ -34,15 +34,13 @@ from encoders.table_files import (
     add_rows,
     build,
     is_fresh,
-    live_rows,
     only_change,
     read_live_ids,
     stamp,
 )
 from feature_repo.errors import EncoderError, MissingStepError
-from feature_repo.home import Home, complete_file
+from feature_repo.home import Home
 from feature_repo.manifest import EncoderManifest, load_encoder
-from feature_repo.offline_files import LIVE_PART
 from feature_repo.version_names import ENCODER_FILE
 
 
@@ -146,6 +144,20 @@ class EmbeddingTable:
         return table
 
     @classmethod
+    def as_it_is(cls, home: Home, fingerprint: str) -> Self:
+        """Map the table even where part files have come since, as while encode writes them.
+
+        Made anew it is by whoever opens it: encode itself, before it ends. Whoever takes live
+        events has no time for that, and needs no more than the table that serves.
+
+        Raises:
+            MissingStepError: If nothing has been encoded.
+            EncoderError: If there are no vectors of this encoder.
+        """
+        table = cls._map(home.embeddings / fingerprint, fingerprint)
+        return cls.open(home, fingerprint=fingerprint) if table is None else table
+
+    @classmethod
     def _read(cls, folder: Path, fingerprint: str) -> Self | None:
         """Map the table, or None if it is not there or not made from the present part files."""
         return cls._map(folder, fingerprint) if is_fresh(folder, fingerprint) else None
@@ -242,14 +254,41 @@ def _find(
     return places, sorted_ids[np.minimum(places, len(sorted_ids) - 1)] == ids
 
 
-def append_live(home: Home, fingerprint: str, rows: pa.Table) -> pa.Table:
-    """Add live rows to ``live.parquet`` and the table, durably; one process at a time.
+def append_live(home: Home, fingerprint: str, rows: pa.Table) -> None:
+    """Add live rows to their files and the table, durably; one process at a time.
+
+    Cost: that of the rows and of one file, however many live rows there are.
 
     Args:
         home: The home folder.
         fingerprint: Of the encoder.
         rows: behavior_id, embedding, encoder_fingerprint and both times, as encode writes them;
             those that the table has already are passed over.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+        EncoderError: If there are no vectors of this encoder.
+    """
+    folder = home.embeddings / fingerprint
+    table = EmbeddingTable.as_it_is(home, fingerprint)
+    with only_change(folder):
+        table = table.refreshed()
+        # What a writer that was killed between the two left.
+        left = _without(newest_live_rows(folder, rows.schema), table)
+        known = np.isin(rows["behavior_id"].to_numpy(), left["behavior_id"].to_numpy())
+        new = _without(rows.filter(pa.array(~known)), table)
+        if new.num_rows:
+            add_live(folder, new)
+        add_rows(folder, fingerprint, pa.concat_tables([left, new]), len(table))
+
+
+def recover_live(home: Home, fingerprint: str, schema: pa.Schema) -> pa.Table:
+    """Finish in the table what a writer that was killed began.
+
+    Args:
+        home: The home folder.
+        fingerprint: Of the encoder.
+        schema: Of the rows of :func:`append_live`.
 
     Returns:
         All live rows.
@@ -259,17 +298,10 @@ def append_live(home: Home, fingerprint: str, rows: pa.Table) -> pa.Table:
         EncoderError: If there are no vectors of this encoder.
     """
     folder = home.embeddings / fingerprint
-    table = EmbeddingTable.open(home, fingerprint=fingerprint)
+    table = EmbeddingTable.as_it_is(home, fingerprint)
     with only_change(folder):
         table = table.refreshed()
-        new = _without(rows, table)
-        live = live_rows(folder, rows.schema)
-        if new.num_rows:
-            known = np.isin(live["behavior_id"].to_numpy(), new["behavior_id"].to_numpy())
-            live = pa.concat_tables([live.filter(pa.array(~known)), new])
-            with complete_file(folder / LIVE_PART) as part:
-                pq.write_table(live, part, compression="zstd")
-        # With what a writer that was killed between the two left.
+        live = live_rows(folder, schema)
         add_rows(folder, fingerprint, _without(live, table), len(table))
     return live
 

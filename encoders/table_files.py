@@ -18,9 +18,9 @@ from filelock import FileLock
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from encoders.live_files import drop_stored, live_files
 from feature_repo.errors import EncoderError
-from feature_repo.home import complete_file, complete_folder, write_json
-from feature_repo.offline_files import LIVE_PART
+from feature_repo.home import complete_folder, write_json
 
 PART_FILES = "part-*.parquet"
 SPARE_ROWS = 65_536
@@ -33,16 +33,9 @@ _LOCK_TIMEOUT_S = 600.0
 
 def drop_live(folder: Path) -> None:
     """Forget the live rows of texts that the part files hold by now."""
-    path = folder / LIVE_PART
     with only_change(folder):
-        if path.exists():
-            rows = pq.read_table(path)
-            stored = np.isin(rows["behavior_id"].to_numpy(), stored_ids(folder))
-            if stored.all():
-                path.unlink()
-            elif stored.any():
-                with complete_file(path) as part:
-                    pq.write_table(rows.filter(pa.array(~stored)), part, compression="zstd")
+        if live_files(folder):
+            drop_stored(folder, stored_ids(folder))
 
 
 def add_rows(folder: Path, fingerprint: str, rows: pa.Table, num_rows: int) -> None:
@@ -69,12 +62,6 @@ def add_rows(folder: Path, fingerprint: str, rows: pa.Table, num_rows: int) -> N
         file.write(rows["behavior_id"].to_numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
-
-
-def live_rows(folder: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of ``live.parquet``."""
-    path = folder / LIVE_PART
-    return pq.read_table(path).cast(schema) if path.exists() else schema.empty_table()
 
 
 def read_live_ids(table: Path) -> NDArray[np.int64]:
@@ -146,11 +133,14 @@ def build(folder: Path, fingerprint: str, width: int) -> None:
     """Write the table from the part files; memory holds the ids and one part's vectors."""
     source = _source(folder, fingerprint)
     ids = np.unique(np.concatenate([NO_IDS, stored_ids(folder)]))
-    live_ids = NO_IDS
-    if (folder / LIVE_PART).exists():
-        live_ids, live_vectors = _read_part(folder / LIVE_PART, fingerprint, width)
-        new = ~np.isin(live_ids, ids)
-        live_ids, live_vectors = live_ids[new], live_vectors[new]
+    live_parts = [_read_part(path, fingerprint, width) for path in live_files(folder)]
+    live_ids = np.concatenate([NO_IDS, *(part_ids for part_ids, _ in live_parts)])
+    live_vectors = np.concatenate(
+        [np.empty((0, width), np.float32), *(part_vectors for _, part_vectors in live_parts)]
+    )
+    distinct = np.sort(np.unique(live_ids, return_index=True)[1])
+    new = distinct[~np.isin(live_ids[distinct], ids)]
+    live_ids, live_vectors = live_ids[new], live_vectors[new]
     num_rows = len(ids) + len(live_ids) + 1
     with complete_folder(folder / "table") as part:
         np.save(part / "ids.npy", ids)

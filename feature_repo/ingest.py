@@ -19,6 +19,7 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feature_repo.behavior import hash63
 from feature_repo.dataset import LoadedDataSet, Negatives
@@ -29,6 +30,7 @@ from feature_repo.live_events import LiveSource
 from feature_repo.manifest import DataManifest, ItemColumn, Split
 from feature_repo.negatives import SplitBounds, sample_extra, sample_impressions
 from feature_repo.progress import Progress, silent
+from feature_repo.text_log import TextLog
 from feature_repo.validate import (
     LoadedQuery,
     check_events,
@@ -113,7 +115,11 @@ def ingest(
         scratch.mkdir()
         try:
             with complete_folder(home.tables) as folder:
-                return _Ingest(dataset, live, scratch, progress).run(folder)
+                summary = _Ingest(dataset, live, scratch, progress).run(folder)
+            if home.live_texts.exists():
+                ids = pq.read_table(home.behaviors, columns=["behavior_id"])["behavior_id"]
+                TextLog(home.live_texts).forget(set(ids.to_pylist()))
+            return summary
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

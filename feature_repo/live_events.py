@@ -9,6 +9,7 @@ journal. Applying an event twice, or after a kill, changes nothing.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,18 @@ if TYPE_CHECKING:
 
 _TURN_TIMEOUT_S = 30.0
 """Of another process's turn: it may wait for Redis twice."""
+_STATEMENT_TIMEOUT_S = 60.0
+"""A statement may wait for a lock as well; each touches a few hundred rows."""
+_NETWORK_TIMEOUT_S = 10.0
+_LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's code of a lock that was waited for too long."""
 _POLL_S = 0.002
 _INSERT_LOCK, _USER_LOCKS = 7_201_001, 7_201_002
 """Names of PostgreSQL's advisory locks here, among those of a database; any numbers do."""
+_HELD = (
+    "another process has been applying live events for too long; is it stopped? End it, then send "
+    "the events again: each is taken once"
+)
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -63,7 +73,7 @@ class EventJournal:
 
     def __init__(self, engine: sa.Engine, dataset: str, place: str, lock: str | None) -> None:
         self._engine = engine
-        self._dataset = dataset
+        self.dataset = dataset
         self._place = place
         self._lock = lock
         self._mine = EVENTS.c.dataset == dataset
@@ -91,7 +101,13 @@ class EventJournal:
 
     @classmethod
     def connect(
-        cls, home: Home, profile: str, dataset: str, store: "FeatureStore | None" = None
+        cls,
+        home: Home,
+        profile: str,
+        dataset: str,
+        store: "FeatureStore | None" = None,
+        *,
+        turn_timeout_s: float = _TURN_TIMEOUT_S,
     ) -> "EventJournal":
         """The journal of a profile, whether there is one or not; nothing is asked yet.
 
@@ -100,6 +116,7 @@ class EventJournal:
             profile: In which database.
             dataset: Name of the data set.
             store: Feast's store of the profile, where it is open.
+            turn_timeout_s: Seconds to wait for another process's turn, above 0.
         """
         if profile == FILES_PROFILE:
             engine = sa.create_engine(
@@ -108,12 +125,15 @@ class EventJournal:
             sa.event.listen(engine, "connect", _durable)
             return cls(engine, dataset, str(home.live_events), f"{home.live_events}.lock")
         # Feast takes seconds to import: a profile over files does not wait for it.
-        from feature_repo.postgres_session import Database
+        from feature_repo.postgres_session import Database, TimeLimits
         from feature_repo.profiles import open_store
 
         database = Database((store or open_store(home, profile)).config.offline_store)
+        limits = TimeLimits(turn_timeout_s, _STATEMENT_TIMEOUT_S, _NETWORK_TIMEOUT_S)
         engine = sa.create_engine(
-            "postgresql+psycopg://", creator=database.connect, pool_pre_ping=True
+            "postgresql+psycopg://",
+            creator=partial(database.connect, limits=limits),
+            pool_pre_ping=True,
         )
         return cls(engine, dataset, f"PostgreSQL at {database.place}", None)
 
@@ -142,7 +162,7 @@ class EventJournal:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_INSERT_LOCK)))
             for chunk in chunks(events):
                 rows = [
-                    {"dataset": self._dataset, "applied": False, **vars(event)} for event in chunk
+                    {"dataset": self.dataset, "applied": False, **vars(event)} for event in chunk
                 ]
                 insert = postgresql.insert if self._lock is None else sqlite.insert
                 statement = insert(EVENTS).values(rows).on_conflict_do_nothing()
@@ -194,10 +214,7 @@ class EventJournal:
         try:
             lock.acquire()
         except Timeout as error:
-            raise StoreError(
-                f"another process has been applying live events for {_TURN_TIMEOUT_S:g} s; is it "
-                "stopped? End it, then send the events again"
-            ) from error
+            raise StoreError(_HELD) from error
         try:
             yield
         finally:
@@ -220,6 +237,8 @@ class EventJournal:
         columns = ("sequence", "user_id", "time", "scene", "text", "item_id")
         query = sa.select(*(EVENTS.c[name] for name in columns)).where(self._mine)
         with self._begin() as connection:
+            if self._lock is None:  # nobody waits for it, and it may be long
+                connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
             rows = connection.execute(query.order_by(EVENTS.c.sequence)).all()
         values = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else {}
         table = pa.table(
@@ -246,6 +265,8 @@ class EventJournal:
                 yield connection
         except (DBAPIError, PoolTimeout) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
+            if getattr(reason, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                raise StoreError(_HELD) from error
             said = str(reason).strip().splitlines() or [type(reason).__name__]
             raise StoreError(
                 f"the journal of live events, {self._place}, does not answer as it should "

@@ -8,6 +8,7 @@ then just the rows that were found are read. A test proves both equal, value by 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ STEPS = {
 """View without version -> command that builds it; `longtrail sequences` builds the others."""
 LIVE_PART = "live.parquet"
 """File of the rows of live events (:mod:`feature_repo.live_offline`); the others are a batch's."""
+LIVE_PARTS = "live*.parquet"
+"""That file, and those of the vectors of live texts (:mod:`encoders.live_files`)."""
 
 
 class OfflineFiles:
@@ -162,7 +165,7 @@ def file_parts(pattern: Path) -> dict[str, list[int]]:
 
 def batch_parts(parts: dict[str, list[int]]) -> dict[str, list[int]]:
     """The parts that a batch wrote: what live events brought is online since they came."""
-    return {name: identity for name, identity in parts.items() if name != LIVE_PART}
+    return {name: identity for name, identity in parts.items() if not fnmatch(name, LIVE_PARTS)}
 
 
 def oldest_event(file: Path) -> datetime:

@@ -6,6 +6,7 @@ Times are UTC in every session, whatever the server's or the user's setting.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
@@ -36,6 +37,18 @@ PATIENCE_S = 10.0
 """A server that restarts has this long before a reading gives up."""
 _DECODE_ROWS = 2048
 """Rows turned into Arrow at once: their bytes are held twice."""
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """How long a connection waits before it fails."""
+
+    lock_s: float
+    """Seconds for a lock, above 0."""
+    statement_s: float
+    """Seconds of a statement, its waits included, above 0."""
+    network_s: float
+    """Seconds until what was sent is acknowledged by the server's machine, above 0."""
 
 
 class Database:
@@ -83,9 +96,20 @@ class Database:
         finally:
             connection.close()
 
-    def connect(self, *, autocommit: bool = False) -> Session:
-        """A connection, which the caller closes; see :meth:`session`."""
+    def connect(self, *, autocommit: bool = False, limits: "TimeLimits | None" = None) -> Session:
+        """A connection, which the caller closes; see :meth:`session`.
+
+        Args:
+            autocommit: Whether a statement is a transaction of its own, where none is open.
+            limits: Of its statements; None for none.
+        """
         given = {name: value for name, value in self._parameters.items() if value}
+        if limits is not None:
+            given["options"] += (
+                f" -c lock_timeout={round(limits.lock_s * 1000)}"
+                f" -c statement_timeout={round(limits.statement_s * 1000)}"
+            )
+            given["tcp_user_timeout"] = round(limits.network_s * 1000)
         return psycopg.connect(**given, autocommit=autocommit)
 
     @contextmanager

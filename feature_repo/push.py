@@ -46,6 +46,10 @@ _SWAP_S = 2.0
 """An ingest moves the old tables away a moment before the new ones are there."""
 
 
+class TablesChangedError(StoreError):
+    """What was read of the canonical tables is of two ingests."""
+
+
 class LivePush:
     """Pushes users' rows; safe for threads and processes.
 
@@ -127,7 +131,7 @@ class LivePush:
 
 
 def stored_events(home: Home, user_ids: Sequence[str]) -> tuple[DataManifest, pa.Table]:
-    """The manifest, and some users' events of the canonical tables (:data:`EVENT_COLUMNS`)."""
+    """The manifest, and some users' events of its tables (:data:`EVENT_COLUMNS`), of one ingest."""
 
     def read() -> tuple[DataManifest, pa.Table]:
         manifest = load_manifest(home)
@@ -143,6 +147,10 @@ def stored_events(home: Home, user_ids: Sequence[str]) -> tuple[DataManifest, pa
                 found = parquet.read_row_groups(groups, columns=list(EVENT_COLUMNS))
             found = found.filter(pc.is_in(found["user_id"], pa.array(users, pa.string())))
             tables.append(found.cast(tables[0].schema))
+        if load_manifest(home).source_fingerprint != manifest.source_fingerprint:
+            raise TablesChangedError(
+                f"the tables in {home.tables} are replaced again and again: run one ingest at a time"
+            )
         return manifest, pa.concat_tables(tables)
 
     return read_tables(read)
@@ -153,9 +161,13 @@ def read_tables(read: Callable[[], Result]) -> Result:
 
     Args:
         read: Reads; it may be called several times.
+
+    Raises:
+        MissingStepError: If there are none.
+        TablesChangedError: If ``read`` raises it time after time.
     """
     attempts = Retrying(
-        retry=retry_if_exception_type((FileNotFoundError, MissingStepError)),
+        retry=retry_if_exception_type((FileNotFoundError, MissingStepError, TablesChangedError)),
         stop=stop_after_delay(_SWAP_S),
         wait=wait_fixed(0.01),
         reraise=True,

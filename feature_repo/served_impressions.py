@@ -190,7 +190,8 @@ def write_dataset(base: LoadedDataSet, impressions: Path, toml: Path, *, window:
     """Write a data set file: the events and items of another one, with served impressions.
 
     Its splits are the oldest 80 %, then 10 % for validation and the newest 10 % for the test; its
-    label delay is the window, after which it is known what was clicked.
+    label delay is the window, after which it is known what was clicked. It is the same data set, with
+    the same name: the journal of live events goes by it.
 
     Args:
         base: Gives events, items and options.
@@ -218,7 +219,6 @@ def write_dataset(base: LoadedDataSet, impressions: Path, toml: Path, *, window:
         )
     options = base.content.model_dump(mode="python", exclude_unset=True)
     options |= {
-        "name": f"{base.content.name}-served",
         "dir": str(base.data_dir),
         "label_delay_s": window.total_seconds(),
         # S608: the text is for the data set file; ingest runs it, as it runs the user's own.

@@ -25,7 +25,7 @@ from serving.answers import UnknownItemError
 from serving.breaker import CircuitOpenError
 from serving.deployment import Deployment
 from serving.directory import Directory
-from serving.middleware import Guarded, Limited, Observed, is_request_id
+from serving.middleware import Guarded, Hosted, Limited, Observed, is_request_id
 from serving.rate_limit import RateLimit
 from serving.routes.events import add_events
 from serving.routes.lookups import add_items, add_users
@@ -69,6 +69,10 @@ class AppSettings:
     """Requests of one key or address, as "100/second"; None for no limit."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask."""
+    allowed_hosts: tuple[str, ...] = ("*",)
+    """Hosts that requests may name (:func:`serving.security.hosts_allowed`); "*" for any."""
+    check_age_s: float = 1.0
+    """Seconds that readiness relies on its last look at the store, at least 0."""
 
 
 def create_app(
@@ -96,9 +100,7 @@ def create_app(
     settings = settings or AppSettings()
     metrics = deployment.metrics
 
-    def sample() -> None:
-        for one in samplers:
-            one()
+    sample = _Samplers(samplers)
 
     @asynccontextmanager
     async def sampling(_: FastAPI) -> AsyncIterator[None]:
@@ -131,7 +133,13 @@ def create_app(
     add_items(app, service)
     if events is not None:
         add_events(app, service, events)
-    add_state(app, service, sample)
+    add_state(
+        app,
+        service,
+        sample,
+        check_age_s=settings.check_age_s,
+        has_keys=settings.keys is not None,
+    )
     _add_page(app)
 
     def unavailable(request: Request, error: Exception) -> Json:
@@ -153,11 +161,30 @@ def create_app(
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    if "*" not in settings.allowed_hosts:
+        app.add_middleware(Hosted, hosts=settings.allowed_hosts, metrics=metrics)
     app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, validator=is_request_id)
     if settings.keys is not None:
         _document_keys(app)
     return app
+
+
+class _Samplers:
+    """Calls all samplers: one that fails is left out this time, and told of the first time."""
+
+    def __init__(self, samplers: Sequence[Callable[[], None]]) -> None:
+        self._samplers = tuple(samplers)
+        self._failed: set[int] = set()
+
+    def __call__(self) -> None:
+        for number, sampler in enumerate(self._samplers):
+            try:
+                sampler()
+            except Exception:  # noqa: BLE001  # one that fails must not end the others
+                if number not in self._failed:
+                    self._failed.add(number)
+                    _log.exception("metrics cannot be brought up to date: this is a defect")
 
 
 async def _every(seconds: float, work: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ from serving.security import (
     SCOPES,
     ApiKeys,
     Scope,
+    hosts_allowed,
     is_loopback,
     new_key,
 )
@@ -54,9 +55,9 @@ model_threads_option = click.option(
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=4,
+    default=1,
     show_default=True,
-    help="Requests that one worker computes side by side.",
+    help="Requests that one worker computes side by side; more workers serve better than threads.",
 )
 @model_threads_option
 @click.option(
@@ -96,6 +97,14 @@ model_threads_option = click.option(
     multiple=True,
     metavar="ORIGIN",
     help="Origin whose pages may ask; can be repeated.  [default: none]",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name under which it may be asked besides localhost, * for any; can be repeated.  "
+    "[default: any with --keys or beyond this machine, else none]",
 )
 @click.option(
     "--trusted-proxy",
@@ -188,14 +197,15 @@ def serve(
             f"Warning: {host} can be reached from other machines and the service asks for no key; "
             "use --keys, put it behind something that asks, or use --host 127.0.0.1"
         )
+    hosts = hosts_allowed(host, options["allowed_hosts"], asks_for_keys=keys is not None)
     if options["run"] is None:
         load_current_run(settings.home)  # a mistake is said before anything heavy is imported
     with metrics_folder(workers) as folder:
         from serving.logs import configure_logs
-        from serving.opening import open_service
+        from serving.opening import look_again, open_service
         from serving.server import run_server
 
-        service_options = _service_options(options, keys)
+        service_options = _service_options(options, keys, hosts)
         configure_logs(log_format, access=access_log)
         say("reading the catalogue's features ...")
         run_server(
@@ -208,10 +218,13 @@ def serve(
             workers=workers,
             trusted_proxies=trusted_proxies,
             on_worker_gone=_worker_forgetter(folder),
+            on_hangup=partial(look_again, [keys.reload] if keys else []),
         )
 
 
-def _service_options(options: dict[str, Any], keys: ApiKeys | None) -> "ServiceOptions":
+def _service_options(
+    options: dict[str, Any], keys: ApiKeys | None, hosts: tuple[str, ...]
+) -> "ServiceOptions":
     from serving.app import AppSettings
     from serving.opening import BreakerOptions, ServiceOptions
     from serving.preparation import RankerConfig
@@ -236,6 +249,7 @@ def _service_options(options: dict[str, Any], keys: ApiKeys | None) -> "ServiceO
             keys=keys,
             rate_limit=options["rate_limit"],
             cors_origins=options["cors_origins"],
+            allowed_hosts=hosts,
         ),
     )
 
@@ -263,7 +277,7 @@ def key(name: str, scopes: tuple[Scope, ...]) -> None:
     The file holds digests alone: whoever reads it can use no key. A running service takes a changed
     file on SIGHUP.
 
-    Example: longtrail key dashboard --scope read | jq -r .entry >> keys.toml
+    Example: longtrail key dashboard --scope read | tee /dev/stderr | jq -r .entry >> keys.toml
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise click.BadParameter(

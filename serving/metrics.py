@@ -5,6 +5,7 @@ keeps the values in files of one folder (:mod:`serving.metrics_folder`), and whi
 asked adds them up.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Metrics:
         )
         self.refused = counter(
             "requests_refused_total",
-            "Requests that were turned away: overloaded, rate, key, scope or body",
+            "Requests that were turned away: overloaded, rate, key, scope, body or host",
             ("reason",),
         )
         # Rankings.
@@ -188,7 +189,7 @@ class Metrics:
 
 
 class Rising:
-    """Brings a counter up to a number that something else counts.
+    """Brings a counter up to a number that something else counts; safe for threads.
 
     Args:
         counter: Of one set of labels.
@@ -197,11 +198,14 @@ class Rising:
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._last = 0
+        self._lock = threading.Lock()
 
     def to(self, number: int) -> None:
-        """Add what is new since the last time; ``number`` never falls."""
-        self._counter.inc(number - self._last)
-        self._last = number
+        """Add what is new since the last time; a smaller number, read before the last one, is 0."""
+        with self._lock:
+            if number > self._last:
+                self._counter.inc(number - self._last)
+                self._last = number
 
 
 class _OwnMetrics(Collector):

@@ -1,8 +1,8 @@
 """What happens around every request, in pure ASGI: counted and logged, guarded, made safe.
 
-Outermost first: the request id (asgi-correlation-id), :class:`Observed`, CORS where it is allowed,
-:class:`Guarded`, :class:`Limited`. A middleware of Starlette's ``BaseHTTPMiddleware`` would cost a
-task and a queue per request.
+Outermost first: the request id (asgi-correlation-id), :class:`Observed`, :class:`Hosted`, CORS
+where it is allowed, :class:`Guarded`, :class:`Limited`. A middleware of Starlette's
+``BaseHTTPMiddleware`` would cost a task and a queue per request.
 """
 
 import logging
@@ -17,11 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.logs import ACCESS
 from serving.metrics import Metrics
 from serving.rate_limit import RateLimit
-from serving.security import ApiKeys, required_scope, secret_of
+from serving.security import ApiKeys, host_of, required_scope, secret_of
 
 MAX_REQUEST_ID_LENGTH = 128
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]+")
-_KEY_NAME = "longtrail.key"
+KEY_NAME = "longtrail.key"
+"""Of a request's scope: the name of the valid key that came with it."""
+_STATE = frozenset({"/readyz", "/metrics"})
+"""Open to everyone, but not as often as anyone likes: both cost more than a look."""
 _OTHER_ROUTE = "other"
 """Pages, files and addresses that are none: their paths are not ours, and without number."""
 
@@ -108,7 +111,7 @@ class Observed:
         self._metrics.request_seconds.labels(template, method).observe(seconds)
         if _access.isEnabledFor(logging.INFO):
             milliseconds = round(seconds * 1000, 2)
-            key = scope.get(_KEY_NAME)
+            key = scope.get(KEY_NAME)
             _access.info(
                 "%s %s %s %.2f ms key=%s",
                 *(method, template, status, milliseconds, key or "-"),
@@ -122,8 +125,39 @@ class Observed:
             )
 
 
+class Hosted:
+    """Turns away requests for a host that is not ours: see :func:`serving.security.hosts_allowed`.
+
+    Starlette's own answers in plain text, redirects, and is not counted.
+
+    Args:
+        app: What is below.
+        hosts: As they stand in a Host header, without port and in lower case.
+        metrics: Where refusals are counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], metrics: Metrics) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._refused = metrics.refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] == "http":
+            header = dict(scope["headers"]).get(b"host", b"")
+            if host_of(header.decode("latin-1")) not in self._hosts:
+                self._refused.labels("host").inc()
+                sentence = "this service is not asked under this host: --allowed-host names others"
+                await refuse(send, 421, sentence)
+                return
+        await self._app(scope, receive, send)
+
+
 class Guarded:
     """Turns away callers without a key or scope, and those who ask too often.
+
+    Readiness and metrics need no key and are counted apart: callers who ask too often must not make
+    the service look as if it were not ready.
 
     Args:
         app: What is below.
@@ -147,8 +181,9 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
-        wanted = required_scope(scope["path"]) if scope["type"] == "http" else None
-        if wanted is None:
+        path = scope["path"] if scope["type"] == "http" else ""
+        wanted = required_scope(path)
+        if wanted is None and path not in _STATE:
             await self._app(scope, receive, send)
             return
         key = None
@@ -156,17 +191,17 @@ class Guarded:
             secret = secret_of(dict(scope["headers"]))
             key = self._keys.find(secret) if secret else None
             if key:
-                scope[_KEY_NAME] = key.name
+                scope[KEY_NAME] = key.name
         if self._rate_limit is not None:
             # Whoever guesses keys is counted by address.
             caller = f"key {key.name}" if key else f"address {(scope.get('client') or ('',))[0]}"
-            wait_s = self._rate_limit.wait_s(caller)
+            wait_s = self._rate_limit.wait_s(caller if wanted else f"state {caller}")
             if wait_s:
                 self._refused.labels("rate").inc()
                 retry = ((b"retry-after", str(wait_s).encode()),)
                 await refuse(send, 429, f"too many requests: wait {wait_s} s", retry)
                 return
-        if self._keys is not None:
+        if self._keys is not None and wanted is not None:
             if key is None:
                 self._refused.labels("key").inc()
                 sentence = "a valid API key is needed, as `Authorization: Bearer KEY`"

@@ -126,7 +126,7 @@ def open_service(
             samplers=samplers,
         )
         close = stack.pop_all().close
-    return OpenedApp(app, run, partial(_refresh, refresh), close)
+    return OpenedApp(app, run, partial(look_again, refresh), close)
 
 
 def _open_events(home: Home, profile: str, deployment: Deployment) -> FollowingEvents | None:
@@ -138,8 +138,8 @@ def _open_events(home: Home, profile: str, deployment: Deployment) -> FollowingE
         return None
 
 
-def _refresh(work: Sequence[Callable[[], None]]) -> None:
-    """Look for what changed; what cannot be read stays as it was."""
+def look_again(work: Sequence[Callable[[], None]]) -> None:
+    """Look for what changed; what cannot be read stays as it was, with a line in the log."""
     for one in work:
         try:
             one()

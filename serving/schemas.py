@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from serving.answers import AddedBehavior, HistoryChanges
-from serving.events import LiveEvent
+from serving.event_rules import CONTROL_CHARACTERS, MAX_ID_LENGTH, LiveEvent
 
 MAX_CANDIDATES = 1000
 MAX_TOP_K = 1000
@@ -24,10 +24,9 @@ MAX_EVENTS = 1000
 MAX_CHANGES = 1000
 MAX_CONTEXT = 100
 MAX_FOUND = 100
-MAX_ID_LENGTH = 256
 MAX_TEXT_LENGTH = 1000  # what ingest takes by default (feature_repo.dataset.Options)
 
-_NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
+_NO_CONTROLS = rf"^[^{CONTROL_CHARACTERS}]+$"
 """An id or a text of the data set's own never has them, and logs stay readable."""
 
 Identifier = Annotated[

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ _PREFIX = "lt_"
 _SECRET_BYTES = 32
 _API = "/v1/"
 _WRITING = frozenset({"/v1/events"})
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,39 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def hosts_allowed(host: str, named: Sequence[str], *, asks_for_keys: bool) -> tuple[str, ...]:
+    """Return the hosts that requests may name; "*" for any.
+
+    A page from elsewhere can point its own name at 127.0.0.1 and then read what answers there, as
+    one of the same origin (DNS rebinding). What asks for keys is safe from it: that page has none.
+    Beyond this machine nobody but the operator knows the names.
+
+    Args:
+        host: Where the service listens.
+        named: What the operator allows besides.
+        asks_for_keys: Whether callers need a key.
+
+    Raises:
+        LongtrailError: If a name is not one.
+    """
+    for name in named:
+        if name != "*" and host_of(name) != name.lower():
+            raise LongtrailError(
+                f"an allowed host is a name or an address without port, such as shop.example or "
+                f"[::1], or * for any; got {name!r}"
+            )
+    if not named and (asks_for_keys or not is_loopback(host)):
+        return ("*",)
+    own = f"[{host}]" if ":" in host else host
+    return tuple(dict.fromkeys((*_LOCAL_HOSTS, own.lower(), *(name.lower() for name in named))))
+
+
+def host_of(header: str) -> str | None:
+    """Return the host of a Host header in lower case, without its port; None if it is none."""
+    found = _HOST.fullmatch(header)
+    return found[1].lower() if found else None
 
 
 def _read(path: Path) -> tuple[ApiKey, ...]:

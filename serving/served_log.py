@@ -23,7 +23,7 @@ from feature_repo.errors import LongtrailError
 from feature_repo.features import UserFeatures
 from feature_repo.served_files import write_served
 from feature_repo.served_rows import ServedItems, ServedRequest, neighbor_hashes
-from serving.answers import Ranking
+from serving.answers import Ranking, Served
 from serving.items import ItemSnapshot
 
 MAX_ITEMS = 200
@@ -97,6 +97,7 @@ class ServedLog:
         self._queue: queue.Queue[_Entry | None] = queue.Queue(max_queue)
         self._lock = threading.Lock()
         self._is_closed = False
+        self._has_told = False
         self.num_written = 0
         """Requests in complete files."""
         self.num_dropped = 0
@@ -119,8 +120,29 @@ class ServedLog:
         served = ranking.served
         if served is None or self._is_closed or not self.wants(request_id):
             return
+        try:
+            self._queue.put_nowait(self._entry(ranking, served, context, request_id))
+        except queue.Full:
+            self._drop(1, "its queue is full")
+        except Exception as error:  # noqa: BLE001  # logged and counted
+            self._drop_unexpected(1, error)
+
+    def wants(self, request_id: str) -> bool:
+        """Whether requests of this id are logged."""
+        return hash63(request_id) < self._share * _NUM_HASHES
+
+    def close(self) -> None:
+        """Write what waits and end the thread; what comes later is not logged."""
+        self._is_closed = True
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _entry(
+        self, ranking: Ranking, served: Served, context: Mapping[str, float], request_id: str
+    ) -> _Entry:
         top = _best(served.logits, self._max_items)
-        entry = _Entry(
+        return _Entry(
             request_id=request_id,
             served_at=self._clock(),
             manifest=served.manifest,
@@ -133,21 +155,6 @@ class ServedLog:
             items=served.items.take(top),
             logits=served.logits[top],
         )
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            self._drop(1, "its queue is full")
-
-    def wants(self, request_id: str) -> bool:
-        """Whether requests of this id are logged."""
-        return hash63(request_id) < self._share * _NUM_HASHES
-
-    def close(self) -> None:
-        """Write what waits and end the thread; what comes later is not logged."""
-        self._is_closed = True
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
 
     def _run(self) -> None:
         """Gather rows until there are enough of them, or the first is old enough."""
@@ -163,20 +170,35 @@ class ServedLog:
             if entry is not None:
                 if not rows:
                     due = time.monotonic() + self._flush_s
-                rows.append(_row(entry))
+                self._append(rows, entry)
             if rows and (entry is None or len(rows) >= self._flush_rows):
                 self._write(rows)
             if entry is None:
                 return
+
+    def _append(self, rows: list[ServedRequest], entry: _Entry) -> None:
+        try:
+            rows.append(_row(entry))
+        except Exception as error:  # noqa: BLE001  # logged and counted
+            self._drop_unexpected(1, error)
 
     def _write(self, rows: list[ServedRequest]) -> None:
         """Write the rows and forget them, also where the disk does not take them."""
         try:
             write_served(self._folder, rows)
             self.num_written += len(rows)
-        except (OSError, ValueError) as error:  # pyarrow's own are of both kinds
+        except OSError as error:
             self._drop(len(rows), f"{self._folder} cannot be written: {error}")
+        except Exception as error:  # noqa: BLE001  # logged and counted
+            self._drop_unexpected(len(rows), error)
         rows.clear()
+
+    def _drop_unexpected(self, number: int, error: Exception) -> None:
+        """Go on after a defect: the thread that ends here would leave the log full for good."""
+        if not self._has_told:
+            self._has_told = True
+            _log.error("requests cannot be logged: this is a defect", exc_info=error)
+        self._drop(number, f"unexpected {type(error).__name__}: {error}")
 
     def _drop(self, number: int, reason: str) -> None:
         with self._lock:

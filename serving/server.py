@@ -29,7 +29,7 @@ class OpenedApp:
     Args:
         app: It.
         run: Name of the run that it serves.
-        refresh: Looks for another run and other keys now; called on SIGHUP.
+        refresh: Looks for another run and other keys now; called before it answers, and on SIGHUP.
         close: Ends its threads and writes what waits.
     """
 
@@ -90,6 +90,8 @@ def serve(
         signal.SIGHUP: signal.signal(signal.SIGHUP, lambda *_: opened.refresh()),
     }
     try:
+        # What changed while it was opened, or since its parent was: no signal tells of it again.
+        opened.refresh()
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         _log.info("stopped")
@@ -111,6 +113,7 @@ def run_server(
     workers: int = 1,
     trusted_proxies: Sequence[str] = (),
     on_worker_gone: Callable[[int], None] = lambda _: None,
+    on_hangup: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, in this process or in several workers.
 
@@ -122,6 +125,7 @@ def run_server(
         workers: Processes that answer; 1 for this one alone.
         trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
         on_worker_gone: Called with the id of every worker process that has ended.
+        on_hangup: Called after a SIGHUP in the process that watches the workers, if there are any.
 
     Raises:
         LongtrailError: If the port cannot be had, or whatever opening the application raises.
@@ -135,7 +139,9 @@ def run_server(
         if workers == 1:
             serve_here(lambda run: announce(address, run))
         else:
-            supervisor = Workers(serve_here, num_workers=workers, on_gone=on_worker_gone)
+            supervisor = Workers(
+                serve_here, num_workers=workers, on_gone=on_worker_gone, on_hangup=on_hangup
+            )
             supervisor.run(lambda run: announce(address, run))
 
 

@@ -20,6 +20,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     403: {"model": Failure, "description": "The API key lacks the scope"},
     404: {"model": Failure, "description": "Not known"},
     413: {"model": Failure, "description": "The body is too large"},
+    421: {"model": Failure, "description": "Asked under a host that is not allowed"},
     422: {"model": Invalid, "description": "Malformed; every entry names its field"},
     429: {"model": Failure, "description": "Too many requests; Retry-After says when"},
     503: {"model": Failure, "description": "Cannot be answered now; Retry-After says when"},

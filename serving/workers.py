@@ -22,7 +22,7 @@ from feature_repo.errors import LongtrailError
 STOP_TIMEOUT_S = 10
 """Seconds that running requests have to end when a server is asked to stop."""
 MIN_LIFE_S = 5.0
-"""A worker that dies sooner is replaced only after as long: no busy loop of what cannot live."""
+"""Seconds; no busy loop of what cannot live."""
 _TICK_S = 0.2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,6 +56,8 @@ class Workers:
             the name of the run once requests are answered, and returns when asked to stop.
         num_workers: At least 1.
         on_gone: Called with the id of every process that has ended.
+        on_hangup: Called after a SIGHUP, in the parent: workers to come begin with what it has.
+        min_life_s: A worker that dies sooner is replaced only after as long, at least 0.
     """
 
     def __init__(
@@ -64,13 +66,18 @@ class Workers:
         *,
         num_workers: int,
         on_gone: Callable[[int], None],
+        on_hangup: Callable[[], None] = lambda: None,
+        min_life_s: float = MIN_LIFE_S,
     ) -> None:
         self._serve = serve
         self._num_workers = num_workers
         self._on_gone = on_gone
+        self._on_hangup = on_hangup
+        self._min_life_s = min_life_s
         self._workers: dict[int, _Worker] = {}
         self._due: list[float] = []
         self._is_stopping = False
+        self._was_hung_up = False
         # Nobody writes to it: a worker reads its end when the parent is gone, however it went.
         self._alive_read, self._alive_write = os.pipe()
 
@@ -94,6 +101,7 @@ class Workers:
             while not self._is_stopping:
                 for worker, code in self._ended():
                     self._schedule(worker, code)
+                self._look()
                 self._replace()
                 time.sleep(_TICK_S)
         finally:
@@ -107,7 +115,13 @@ class Workers:
         self._is_stopping = True
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self._was_hung_up = True  # what the parent does then, it may not do in a signal's handler
         self._send(number)
+
+    def _look(self) -> None:
+        if self._was_hung_up:
+            self._was_hung_up = False
+            self._on_hangup()
 
     def _send(self, number: int) -> None:
         for process_id in tuple(self._workers):
@@ -201,7 +215,7 @@ class Workers:
     def _schedule(self, worker: _Worker, code: int) -> None:
         """Plan for another in the place of a worker that ended."""
         now = time.monotonic()
-        wait_s = max(0.0, worker.started + MIN_LIFE_S - now)
+        wait_s = max(0.0, worker.started + self._min_life_s - now)
         _log.error(
             "worker %d ended (exit code %d%s): another takes its place %s",
             *(worker.process_id, code, f", {worker.error}" if worker.error else ""),

@@ -5,6 +5,7 @@ Shapes: R = rows, F = numeric features, T = bins per feature, D = width of the h
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -293,8 +294,11 @@ class MemberPerceptron(nn.Module):
     def forward(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
         """The logits of every member."""
         weight = (self.scale.unsqueeze(1) * self.first.weight).flatten(0, 1)  # (K H, D)
-        with torch.autocast(
-            x.device.type, torch.bfloat16, enabled=self.use_bfloat16 and self.training
+        # Only where it is on: an exported program would carry the context along.
+        with (
+            torch.autocast(x.device.type, torch.bfloat16)
+            if self.use_bfloat16 and self.training
+            else nullcontext()
         ):
             h = functional.linear(x, weight).reshape(x.shape[0], len(self.scale), -1)
             h = self.layers(h + self.first.bias)

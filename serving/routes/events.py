@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 
+from serving.event_rules import normalized_id
 from serving.rendering import events_answer
 from serving.responses import EventsResponse
 from serving.schemas import EventsRequest
@@ -34,8 +35,7 @@ def _check_distinct(request: EventsRequest) -> None:
     first: dict[str, int] = {}
     problems = []
     for place, event in enumerate(request.events):
-        if first.setdefault(event.event_id, place) != place:
-            before = first[event.event_id]
+        if (before := first.setdefault(normalized_id(event.event_id), place)) != place:
             problems.append(
                 {
                     "type": "duplicate_event_id",

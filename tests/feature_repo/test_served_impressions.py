@@ -255,7 +255,7 @@ def test_the_command_makes_a_data_set_that_ingest_and_training_read(
     assert (told["requests"], told["impressions"], told["clicked"]) == (50, 100, 25)
 
     dataset = load_dataset(Path(told["dataset_file"]))
-    assert dataset.content.name == "kitchen-served"
+    assert dataset.content.name == "kitchen"  # whose live events an ingest of it takes in
     assert dataset.content.label_delay_s == 7200
     assert dataset.content.events == kitchen.content.events
     assert dataset.content.replay

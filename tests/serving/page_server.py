@@ -53,6 +53,8 @@ def running_site(world: World, settings: AppSettings | None = None) -> Iterator[
     artifact = replace(world.artifact, manifest=toy_manifest(metrics=METRICS))
     ranker = replace(world, reader=reader).ranker(artifact)
     ranker.warm_up()
+    # What the page says of the store is that of now, not of a test before.
+    settings = replace(settings or AppSettings(), check_age_s=0)
     app = create_app(Deployment(ranker), directory=toy_directory(), settings=settings)
     with create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))

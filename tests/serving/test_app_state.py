@@ -1,5 +1,6 @@
 """The service about itself over HTTP: state, failures, its description."""
 
+import asyncio
 import json
 import math
 import threading
@@ -10,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from feature_repo.errors import ArtifactError, LongtrailError, StoreError
 from serving import responses, schemas
-from serving.app import create_app
+from serving.app import AppSettings, create_app
 from serving.breaker import CircuitOpenError
 from serving.deployment import Deployment
 from serving.schemas import Body
@@ -50,7 +51,29 @@ def test_metrics_without_a_value_are_null_in_the_model_card() -> None:
         assert strict(client.get("/v1/model").text)["metrics"] == {"test": {"auc": None}}
 
 
-def test_ready_while_the_store_answers(client: TestClient, ranker: StandIn) -> None:
+class SlowCard(StandIn):
+    """Tells of its items only where nobody else waits for it."""
+
+    @property
+    def num_items(self) -> int:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return 7
+
+    @num_items.setter
+    def num_items(self, _: int) -> None:
+        pass
+
+
+def test_the_model_card_is_made_beside_the_event_loop() -> None:
+    with client_of(stand_in_app(SlowCard())) as client:
+        answer = client.get("/v1/model")
+    assert answer.status_code == 200
+    assert answer.json()["num_items"] == 7
+
+
+def test_ready_while_the_store_answers(ranker: StandIn) -> None:
+    client = client_of(stand_in_app(ranker, check_age_s=0))
     assert client.get("/readyz").json() == {"ready": True, "run": "toy-run", "notes": []}
 
     def away() -> None:
@@ -67,6 +90,24 @@ def test_ready_while_the_store_answers(client: TestClient, ranker: StandIn) -> N
         "detail": "the store is away: start it",
     }
     assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_store_is_looked_at_once_in_a_while_however_many_ask() -> None:
+    looks: list[None] = []
+
+    def count() -> None:
+        looks.append(None)
+        raise StoreError("the store is away: start it")
+
+    deployment = Deployment(StandIn(before=count))
+    app = create_app(
+        deployment, directory=toy_directory(), settings=AppSettings(check_age_s=3600.0)
+    )
+    with client_of(app) as client:
+        assert [client.get("/readyz").status_code for _ in range(5)] == [503] * 5
+        assert len(looks) == 1
+        deployment.swap(StandIn("other-run"))  # another ranker is another look
+        assert client.get("/readyz").json()["ready"]
 
 
 def test_ready_tells_of_a_run_that_could_not_be_loaded() -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import re
 from collections.abc import Iterator
 
@@ -110,10 +111,47 @@ def test_what_is_sampled_is_up_to_date() -> None:
     assert [values(client)["store_failures_total"] for _ in range(4)] == [3, 5, 5, 6]
 
 
+def test_a_sampler_that_fails_stops_no_other_and_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deployment = Deployment(StandIn())
+    failures = Rising(deployment.metrics.store_failures)
+    counted = [3, 5]
+
+    def broken() -> None:
+        raise RuntimeError("a defect in a sampler")
+
+    app = create_app(
+        deployment,
+        directory=toy_directory(),
+        samplers=[broken, lambda: failures.to(counted.pop(0))],
+    )
+    client = TestClient(app)
+    assert [values(client)["store_failures_total"] for _ in range(2)] == [3, 5]
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert "metrics cannot be brought up to date" in told.getMessage()
+
+
+def test_what_prometheus_reads_is_made_beside_the_event_loop() -> None:
+    where: list[bool] = []
+
+    def sampler() -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            where.append(False)
+        else:
+            where.append(True)
+
+    app = create_app(Deployment(StandIn()), directory=toy_directory(), samplers=[sampler])
+    assert TestClient(app).get("/metrics").status_code == 200
+    assert where == [False]
+
+
 def test_rising() -> None:
     counter = Counter("a_total", "a", registry=None)
     rising = Rising(counter)
-    for number in (2, 2, 7):
+    for number in (2, 2, 7, 5, 7):  # the 5 was read before the 7, in another thread
         rising.to(number)
     assert counter._value.get() == 7
 

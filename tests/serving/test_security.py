@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from feature_repo.errors import LongtrailError
+from feature_repo.errors import LongtrailError, StoreError
+from serving.app import AppSettings, create_app
+from serving.deployment import Deployment
 from serving.logs import ACCESS
 from serving.rate_limit import RateLimit
-from serving.security import ApiKeys, is_loopback, new_key, required_scope, secret_of
-from tests.serving.stand_in import stand_in_app
+from serving.security import (
+    ApiKeys,
+    hosts_allowed,
+    is_loopback,
+    new_key,
+    required_scope,
+    secret_of,
+)
+from tests.serving.stand_in import StandIn, stand_in_app, toy_directory
 
 EVENTS = {"events": [{"event_id": "e1", "user_id": "ann", "scene": "purchase", "text": "x"}]}
 ANN = {"user_id": "ann", "top_k": 1}
@@ -177,6 +186,30 @@ def test_what_needs_no_key(client: TestClient) -> None:
     assert client.post("/v1/rank", content=b"{").status_code == 401
 
 
+def test_why_it_is_not_ready_is_for_those_with_a_key(
+    tmp_path: Path, secrets: dict[str, str]
+) -> None:
+    def away() -> None:
+        raise StoreError("Redis at 10.0.0.7:6379 does not answer")
+
+    deployment = Deployment(StandIn(before=away))
+    deployment.keep("new-run", "/srv/home/runs/new-run has no program")
+    settings = AppSettings(keys=ApiKeys(tmp_path / "keys.toml"))
+    with TestClient(create_app(deployment, directory=toy_directory(), settings=settings)) as client:
+        for headers in ({}, bearer("lt_wrong")):
+            hidden = client.get("/readyz", headers=headers)
+            assert hidden.status_code == 503
+            assert hidden.json() == {
+                "ready": False,
+                "run": "toy-run",
+                "notes": ["another run cannot be served; callers with an API key are told why"],
+                "detail": "it cannot rank now; callers with an API key are told why",
+            }
+        told = client.get("/readyz", headers=bearer(secrets["writer"]))
+        assert told.json()["detail"] == "Redis at 10.0.0.7:6379 does not answer"
+        assert "/srv/home" in told.json()["notes"][0]
+
+
 def test_openapi_asks_for_keys_where_they_are_asked_for(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
@@ -219,7 +252,72 @@ def test_loopback(host: str, answer: bool) -> None:
     assert is_loopback(host) is answer
 
 
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "asks_for_keys", "hosts"),
+    [
+        ("127.0.0.1", (), False, LOCAL),
+        ("127.0.0.2", (), False, (*LOCAL, "127.0.0.2")),
+        ("::1", (), False, LOCAL),
+        ("127.0.0.1", ("Shop.example", "[fe80::1]"), False, (*LOCAL, "shop.example", "[fe80::1]")),
+        ("127.0.0.1", ("*",), False, (*LOCAL, "*")),
+        ("127.0.0.1", (), True, ("*",)),
+        ("127.0.0.1", ("shop.example",), True, (*LOCAL, "shop.example")),
+        ("0.0.0.0", (), False, ("*",)),  # noqa: S104
+        ("10.0.0.7", ("shop.example",), False, (*LOCAL, "10.0.0.7", "shop.example")),
+    ],
+)
+def test_hosts_that_requests_may_name(
+    host: str, named: tuple[str, ...], asks_for_keys: bool, hosts: tuple[str, ...]
+) -> None:
+    assert hosts_allowed(host, named, asks_for_keys=asks_for_keys) == hosts
+
+
+@pytest.mark.parametrize(
+    "name", ["", "shop.example:80", "https://shop.example", "*.example", "::1"]
+)
+def test_an_allowed_host_that_is_none_is_one_sentence(name: str) -> None:
+    with pytest.raises(LongtrailError, match="an allowed host is a name or an address without por"):
+        hosts_allowed("127.0.0.1", [name], asks_for_keys=False)
+
+
+def test_a_page_that_points_its_name_at_this_machine_reads_nothing() -> None:
+    app = stand_in_app(allowed_hosts=hosts_allowed("127.0.0.1", (), asks_for_keys=False))
+    with TestClient(app) as client:
+
+        def status(host: str, path: str = "/v1/model") -> int:
+            return client.get(path, headers={"host": host}).status_code
+
+        for host in ("localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]"):
+            assert status(host) == 200, host
+        for host in ("evil.example", "evil.example:8080", "localhost.evil.example", "[::2]", "",
+                     "localhost:x", "127.0.0.1@evil.example"):  # fmt: skip
+            for path in ("/v1/model", "/readyz", "/", "/openapi.json"):
+                assert status(host, path) == 421, (host, path)
+        refused = client.post("/v1/rank", json=ANN, headers={"host": "evil.example"})
+        assert "--allowed-host" in refused.json()["detail"]
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        metrics = client.get("/metrics", headers={"host": "localhost"}).text
+    assert 'refused_total{reason="host"} 29.0' in metrics
+
+
 # Limits.
+def test_readiness_and_metrics_are_limited_apart_from_the_api() -> None:
+    with TestClient(stand_in_app(rate_limit="2/minute")) as client:
+
+        def statuses(path: str) -> list[int]:
+            return [client.get(path).status_code for _ in range(3)]
+
+        assert statuses("/v1/model") == [200, 200, 429]
+        # A flood of requests does not make it look as if it were not ready.
+        assert [client.get(path).status_code for path in ("/readyz", "/metrics")] == [200, 200]
+        assert statuses("/readyz") == [429] * 3
+        assert statuses("/metrics") == [429] * 3
+        assert statuses("/healthz") == [200] * 3
+
+
 def test_a_rate_is_per_key_and_address(tmp_path: Path, secrets: dict[str, str]) -> None:
     app = stand_in_app(keys=ApiKeys(tmp_path / "keys.toml"), rate_limit="2/minute")
     with TestClient(app) as client:

@@ -251,6 +251,30 @@ def test_a_disk_that_takes_nothing_loses_rows_and_nothing_else(
     assert [request.request_id for request in logged(home)] == ["r2"]
 
 
+def test_a_defect_loses_rows_and_nothing_else(
+    home: Home, ranking: Ranking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In what a request is picked from, in its row, and in what is written of it."""
+    served = ranking.served
+    assert served is not None
+
+    def with_categories(values: Any) -> Ranking:
+        inputs = replace(served.items.inputs, candidate_categories=values)
+        return replace(ranking, served=replace(served, items=replace(served.items, inputs=inputs)))
+
+    no_numbers = np.full(served.items.inputs.candidate_categories.shape, "boat")
+    no_path: Any = object()
+    broken = (with_categories(None), with_categories(no_numbers), replace(ranking, path=no_path))
+    log = make_log(home, flush_rows=1)
+    for one in broken:
+        log.record(one, {}, "broken")
+    log.record(ranking, {}, "whole")
+    log.close()
+    assert [request.request_id for request in logged(home)] == ["whole"]
+    assert (log.num_written, log.num_dropped) == (1, 3)
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
 def test_many_threads_and_two_logs_share_a_folder(home: Home, ranking: Ranking) -> None:
     logs = [make_log(home, flush_rows=7, max_queue=100) for _ in range(2)]
 

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import IO
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
 import httpx
 import psutil
@@ -20,9 +20,10 @@ import pytest
 
 from feature_repo.artifact import set_current_run
 from feature_repo.errors import LongtrailError
-from feature_repo.home import PROJECT_ROOT
+from feature_repo.home import PROJECT_ROOT, Home
+from serving.security import new_key
 from serving.server import OpenedApp, run_server
-from tests.serving.conftest import World, toy_manifest
+from tests.serving.conftest import toy_manifest, write_run
 from tests.serving.toy_server import Options
 
 TIMEOUT_S = 120
@@ -31,18 +32,20 @@ TIMEOUT_S = 120
 class Running:
     """A server that answers."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], key: str) -> None:
         self.process = process
+        self.key = key
         line = pipe(process.stdout).readline()
         assert line, pipe(process.stderr).read()
         announced = json.loads(line)
         assert announced["run"] == "toy-run"
         self.url = announced["url"]
 
-    def rank(self, user_id: str = "ann") -> httpx.Response:
+    def rank(self, user_id: str = "ann", *, key: str | None = None) -> httpx.Response:
         """Over a new connection each time, so that any worker may answer."""
         body = {"user_id": user_id, "top_k": 1}
-        return httpx.post(f"{self.url}/v1/rank", json=body, timeout=TIMEOUT_S)
+        headers = {"x-api-key": self.key if key is None else key}
+        return httpx.post(f"{self.url}/v1/rank", json=body, headers=headers, timeout=TIMEOUT_S)
 
     def workers(self) -> set[int]:
         return {one.pid for one in psutil.Process(self.process.pid).children()}
@@ -70,14 +73,48 @@ def pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A home, and the process that is about to serve it."""
+
+    home: Home
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def begun(
+    tmp_path_factory: pytest.TempPathFactory, toy_program: bytes
+) -> Iterator[tuple[Begun, Begun]]:
+    """One server alone and one with workers, begun at once: they import for seconds."""
+
+    def begin(**options: Any) -> Begun:
+        home = Home(tmp_path_factory.mktemp("server"))
+        write_run(home, toy_program)
+        write_keys(home, REVOKED, KEPT)
+        return Begun(home, start(Options(str(home.root), **options)))
+
+    alone = begin(delay_s=1.0)
+    with_workers = begin(workers=2, log_format="json", asks_for_keys=True)
+    yield alone, with_workers
+    for one in (alone, with_workers):
+        one.process.kill()
+        one.process.communicate()
+
+
+KEPT, REVOKED = new_key("kept", ["read"]), new_key("revoked", ["read"])
+
+
+def write_keys(home: Home, *keys: tuple[str, str]) -> None:
+    (home.root / "keys.toml").write_text("".join(entry for _, entry in keys), encoding="utf-8")
+
+
 @contextmanager
-def running(options: Options) -> Iterator[Running]:
+def running(process: subprocess.Popen[str], key: str = "") -> Iterator[Running]:
     """Killed if a test leaves it behind; it also stops when this process ends."""
-    process = start(options)
     watchdog = threading.Timer(TIMEOUT_S, process.kill)
     watchdog.start()
     try:
-        yield Running(process)
+        yield Running(process, key)
     finally:
         watchdog.cancel()
         process.kill()
@@ -122,19 +159,22 @@ def statuses(answers: list[httpx.Response | Exception]) -> Counter[str]:
     )
 
 
-def test_answers_swaps_under_load_and_lets_the_running_request_end(world: World) -> None:
-    other = world.home.runs / "other-run"
+def test_answers_swaps_under_load_and_lets_the_running_request_end(
+    begun: tuple[Begun, Begun], toy_program: bytes
+) -> None:
+    home = begun[0].home
+    other = home.runs / "other-run"
     other.mkdir()
     toy_manifest(run="other-run").save(other / "manifest.json")
-    (other / "score.pt2").write_bytes(world.program)
-    with running(Options(str(world.home.root), delay_s=1.0)) as server:
+    (other / "score.pt2").write_bytes(toy_program)
+    with running(begun[0].process) as server:
         assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
         assert server.rank().json()["ranked"][0]["item_id"] == "L1"
         assert httpx.post(f"{server.url}/v1/rank", json={"top_k": 1}).status_code == 422
 
         with load(server) as answers:
             wait_until(lambda: len(answers) > 5, "an answer")
-            set_current_run(world.home, "other-run")
+            set_current_run(home, "other-run")
             wait_until(
                 lambda: any(
                     isinstance(one, httpx.Response) and one.json().get("model") == "other-run"
@@ -163,8 +203,11 @@ def test_answers_swaps_under_load_and_lets_the_running_request_end(world: World)
             httpx.get(f"{server.url}/healthz")
 
 
-def test_workers_share_the_load_and_a_killed_one_is_replaced(world: World) -> None:
-    with running(Options(str(world.home.root), workers=2, log_format="json")) as server:
+def test_workers_share_the_load_and_a_killed_one_is_replaced(
+    begun: tuple[Begun, Begun],
+) -> None:
+    home = begun[1].home
+    with running(begun[1].process, KEPT[0]) as server:
         first = server.workers()
         assert len(first) == 2
         for _ in range(20):
@@ -173,6 +216,16 @@ def test_workers_share_the_load_and_a_killed_one_is_replaced(world: World) -> No
         counted = 'longtrail_requests_total{method="POST",route="/v1/rank",status="200"} 20.0'
         for _ in range(4):
             assert counted in httpx.get(f"{server.url}/metrics").text
+
+        # A key is revoked; then someone breaks the file, which changes nothing.
+        assert server.rank(key=REVOKED[0]).status_code == 200
+        write_keys(home, KEPT)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: {server.rank(key=REVOKED[0]).status_code for _ in range(10)} == {401},
+            "the end of the key",
+        )
+        write_keys(home, ("", "nonsense"))
 
         killed = min(first)
         with load(server) as answers:
@@ -184,6 +237,8 @@ def test_workers_share_the_load_and_a_killed_one_is_replaced(world: World) -> No
         assert failed <= 2, statuses(answers)
 
         workers = server.workers()
+        assert {server.rank(key=REVOKED[0]).status_code for _ in range(20)} == {401}
+        assert {server.rank().status_code for _ in range(20)} == {200}
         out, err = server.stop()
         assert server.process.returncode == 0
         assert out == ""
@@ -192,7 +247,7 @@ def test_workers_share_the_load_and_a_killed_one_is_replaced(world: World) -> No
         ended = f"worker {killed} ended (exit code -9)"
         assert any(str(line["message"]).startswith(ended) for line in lines)
         access = [line for line in lines if line.get("route") == "/v1/rank"]
-        assert {line["status"] for line in access} == {200}
+        assert {line["status"] for line in access} == {200}  # those without a key have no route
         assert "Traceback" not in err
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +30,28 @@ class Options:
         delay_s: Seconds that the reading of the user "slow" takes.
         workers: Processes.
         log_format: Of its lines.
+        asks_for_keys: Whether callers need one of the keys in keys.toml of the home.
     """
 
     home: str
     delay_s: float = 0.0
     workers: int = 1
     log_format: str = "text"
+    asks_for_keys: bool = False
 
 
 def main(options: Options, folder: Path | None) -> None:
     from feature_repo.artifact import current_run
     from feature_repo.features import UserFeatures
     from feature_repo.home import Home
-    from serving.app import create_app
+    from serving.app import AppSettings, create_app
     from serving.artifact import load_artifact
-    from serving.deployment import CurrentRunFollower, Deployment
+    from serving.deployment import Deployment, HomeFollower
     from serving.logs import configure_logs
     from serving.metrics import Metrics, forget_worker
+    from serving.opening import look_again
     from serving.ranker import Ranker
+    from serving.security import ApiKeys
     from serving.server import OpenedApp, run_server
     from tests.serving.conftest import ITEMS, NOW, USERS, ToyReader, toy_catalog, toy_table
     from tests.serving.stand_in import EventList, toy_directory
@@ -62,6 +67,8 @@ def main(options: Options, folder: Path | None) -> None:
             return super().online_users(user_ids, at=at)
 
     home = Home(Path(options.home))
+    keys = ApiKeys(home.root / "keys.toml") if options.asks_for_keys else None
+    reload_keys = [keys.reload] if keys else []
 
     def open_ranker(run: str) -> Ranker:
         return Ranker(
@@ -76,10 +83,16 @@ def main(options: Options, folder: Path | None) -> None:
         ranker = open_ranker(current_run(home))
         ranker.warm_up()
         deployment = Deployment(ranker, metrics=Metrics(folder))
-        follower = CurrentRunFollower(home, deployment, open_ranker, interval_s=0.1)
+        follower = HomeFollower(home, "embedded", deployment, open_ranker, interval_s=0.1)
         follower.start()
-        app = create_app(deployment, directory=toy_directory(), events=EventList())
-        return OpenedApp(app, ranker.manifest.run, follower.wake, follower.stop)
+        app = create_app(
+            deployment,
+            directory=toy_directory(),
+            events=EventList(),
+            settings=AppSettings(keys=keys),
+        )
+        refresh = partial(look_again, [follower.wake, *reload_keys])
+        return OpenedApp(app, ranker.manifest.run, refresh, follower.stop)
 
     def announce(url: str, run: str) -> None:
         print(json.dumps({"url": url, "run": run}), flush=True)  # noqa: T201
@@ -91,6 +104,7 @@ def main(options: Options, folder: Path | None) -> None:
         port=0,
         announce=announce,
         workers=options.workers,
+        on_hangup=partial(look_again, reload_keys),
         on_worker_gone=lambda process_id: forget_worker(folder, process_id) if folder else None,
     )
 
