@@ -1,8 +1,8 @@
 """Files of the rows of live texts, beside the part files that encode writes.
 
-``live-<n>.parquet`` holds up to a few hundred rows. Only the newest one grows, by being put in place
-anew with more rows behind the old ones: adding a text costs the same however many there are, and a
-row that a reader has found stays where it is. ``live.parquet`` is of a former version.
+``live-<n>.parquet`` holds some hundred rows. Only the newest one grows, by being put in place anew
+with more rows behind the old ones: adding a text costs the same however many there are, and a row
+that a reader has found stays where it is. ``live.parquet`` is of a former version.
 """
 
 from pathlib import Path

@@ -9,8 +9,8 @@ It is made from the part files that encode writes, and lies beside them in ``tab
     table.json   which part files it was made from
 
 Live rows are vectors of texts that live events brought (:mod:`encoders.live_texts`); they also lie
-in :mod:`encoders.live_files` beside the part files, until encode finds the texts in the table of behaviours.
-They are only ever appended: first the vectors, then the ids, whose number tells readers in other
+in files beside the part files (:mod:`encoders.live_files`), until encode finds the texts in the
+table of behaviours. They are only ever appended: first the vectors, then the ids, whose number tells readers in other
 processes to look again (:meth:`EmbeddingTable.refreshed`). Rows never move while a table is open:
 one that is made anew is another file.
 

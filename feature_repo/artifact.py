@@ -14,12 +14,13 @@ The program's inputs, in order, are those of :data:`PROGRAM_INPUTS`; ``encoders.
 from what the reader returns, in the same way for training and serving.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 from pydantic import AwareDatetime, Field
 
-from feature_repo.errors import ArtifactError
+from feature_repo.errors import ArtifactError, MissingStepError
 from feature_repo.home import Home
 from feature_repo.manifest import Document, load_encoder
 
@@ -146,8 +147,14 @@ def load_current_run(home: Home) -> CurrentRun:
     """The run that is served, and those before.
 
     Raises:
-        MissingStepError: If nothing has been trained in ``home``.
+        MissingStepError: If nothing has been trained in ``home``, or no run is current.
     """
+    runs = finished_runs(home)
+    if runs and not home.current_run.exists():
+        raise MissingStepError(
+            f"no run in {home.runs} is current: choose one with `longtrail promote RUN` (there "
+            f"are: {', '.join(runs)})"
+        )
     return CurrentRun.load(home.current_run, made_by="longtrail train")
 
 
@@ -210,7 +217,7 @@ def load_run_manifest(home: Home, run: str) -> ArtifactManifest:
     """The manifest of a run.
 
     Raises:
-        ArtifactError: If there is no such run, or it has no manifest.
+        ArtifactError: If there is no such run, it has no manifest, or is another's copy.
     """
     path = home.runs / run / MANIFEST_FILE
     if not path.is_file():
@@ -218,7 +225,22 @@ def load_run_manifest(home: Home, run: str) -> ArtifactManifest:
             f"there is no finished run {run!r} in {home.runs}; there are: "
             f"{', '.join(finished_runs(home)) or 'none, run `longtrail train` first'}"
         )
-    return ArtifactManifest.load(path, made_by="longtrail train")
+    manifest = ArtifactManifest.load(path, made_by="longtrail train")
+    check_run_folder(path.parent, manifest)
+    return manifest
+
+
+def check_run_folder(folder: Path, manifest: ArtifactManifest) -> None:
+    """Make sure that a run lies in the folder of its name: views and metrics go by the name.
+
+    Raises:
+        ArtifactError: If it does not.
+    """
+    if manifest.run != folder.name:
+        raise ArtifactError(
+            f"{folder} holds the run {manifest.run!r}, expected one of the folder's name: give the "
+            "folder the run's name, or train a run of that name"
+        )
 
 
 def served_encoder(home: Home) -> str:

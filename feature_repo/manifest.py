@@ -40,7 +40,7 @@ class Document(BaseModel):
             raise MissingStepError(f"{path} does not exist yet: run `{made_by}` first") from error
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(p) for p in first["loc"])
+            place = ".".join(str(p) for p in first["loc"]) or "document"
             raise StoreError(
                 f"{path} is not a file this version reads ({place}: {first['msg']}): "
                 f"run `{made_by}` again"

@@ -18,6 +18,29 @@ from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import KeyCodec
 
 
+@contextmanager
+def sqlite_errors() -> Iterator[None]:
+    """Turn SQLite's errors into a sentence, but for a full disk, which has one of its own.
+
+    Raises:
+        StoreError: In place of them.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        if full_disk(error):
+            raise
+        if "no such table" in str(error):
+            raise StoreError(
+                "the online store in SQLite lacks a view's table: run `longtrail apply` and "
+                "`longtrail materialize`"
+            ) from error
+        raise StoreError(
+            f"the online store in SQLite does not answer as it should ({error}); is another "
+            "process holding it? Then run this again"
+        ) from error
+
+
 class SqliteWriter:
     """The contract of :class:`feature_repo.online.OnlineWriter` over Feast's own SQLite store.
 
@@ -52,7 +75,7 @@ class SqliteWriter:
         moments = [moment.replace(tzinfo=UTC) for _, _, moment, _ in rows]
         limits = [max(moment, until or moment) for moment in moments]
         # One writer at a time from here on, other processes included: what is compared is replaced.
-        with self._lock, self._errors(), self._connection:
+        with self._lock, sqlite_errors(), self._connection:
             self._create(view)
             self._connection.execute("BEGIN IMMEDIATE")
             stored = self._online.online_read(self._store.config, view, [row[0] for row in rows])
@@ -63,19 +86,6 @@ class SqliteWriter:
             ]
             self._online.online_write_batch(self._store.config, view, kept, None)
         return len(kept)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into a sentence, but for a full disk, which has one of its own."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if full_disk(error):
-                raise
-            raise StoreError(
-                f"the online store in SQLite does not answer as it should ({error}); is another "
-                "process holding it? Then run this again"
-            ) from error
 
     def keys(self, view: FeatureView, batch_keys: int) -> Iterator[pa.Array]:
         """All keys of the view's table."""

@@ -149,7 +149,7 @@ def stored_events(home: Home, user_ids: Sequence[str]) -> tuple[DataManifest, pa
             tables.append(found.cast(tables[0].schema))
         if load_manifest(home).source_fingerprint != manifest.source_fingerprint:
             raise TablesChangedError(
-                f"the tables in {home.tables} are replaced again and again: run one ingest at a time"
+                f"the tables in {home.tables} are replaced time after time: wait for the ingest"
             )
         return manifest, pa.concat_tables(tables)
 

@@ -190,8 +190,8 @@ def write_dataset(base: LoadedDataSet, impressions: Path, toml: Path, *, window:
     """Write a data set file: the events and items of another one, with served impressions.
 
     Its splits are the oldest 80 %, then 10 % for validation and the newest 10 % for the test; its
-    label delay is the window, after which it is known what was clicked. It is the same data set, with
-    the same name: the journal of live events goes by it.
+    label delay is the window, after which it is known what was clicked. It keeps the name of the
+    other one: the journal of live events goes by it.
 
     Args:
         base: Gives events, items and options.

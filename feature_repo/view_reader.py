@@ -28,6 +28,7 @@ from feature_repo.columns import (
 from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import VALUE_FIELDS, column_from_bytes
 from feature_repo.offline import OfflineStore, open_offline
+from feature_repo.online_sqlite import sqlite_errors
 from feature_repo.redis_lookup import RedisLookup
 
 Join = Literal["fast", "feast"]
@@ -178,11 +179,12 @@ class ViewReader:
     ) -> dict[str, Columns]:
         """Features of Feast's own online retrieval, which knows every store."""
         (key,) = {view.key for view in views}
-        response = self.store.get_online_features(
-            features=[f"{view.name}:{name}" for view in views for name in view.kinds],
-            entity_rows=[{key: value} for value in keys],
-            full_feature_names=True,
-        ).proto
+        with sqlite_errors():
+            response = self.store.get_online_features(
+                features=[f"{view.name}:{name}" for view in views for name in view.kinds],
+                entity_rows=[{key: value} for value in keys],
+                full_feature_names=True,
+            ).proto
         # The order of features varies between processes: look them up by name.
         results = dict(zip(response.metadata.feature_names.val, response.results, strict=True))
         columns = {}

@@ -25,13 +25,13 @@ from serving.answers import UnknownItemError
 from serving.breaker import CircuitOpenError
 from serving.deployment import Deployment
 from serving.directory import Directory
+from serving.event_rules import MAX_ID_LENGTH
 from serving.middleware import Guarded, Hosted, Limited, Observed, is_request_id
 from serving.rate_limit import RateLimit
 from serving.routes.events import add_events
 from serving.routes.lookups import add_items, add_users
 from serving.routes.ranking import add_ranking
 from serving.routes.state import add_state
-from serving.schemas import MAX_ID_LENGTH
 from serving.security import ApiKeys, required_scope
 from serving.service import EventSink, Json, ServedRecorder, Service
 from serving.work import OverloadedError, WorkPool

@@ -29,6 +29,7 @@ from feature_repo.artifact import (
     USER_FILE,
     ArtifactManifest,
     ProgramParts,
+    check_run_folder,
 )
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
@@ -121,6 +122,7 @@ def load_artifact(home: Home, run: str) -> Artifact:
             + (f"there are: {', '.join(runs)}" if runs else "run `longtrail train` first")
         )
     manifest = _read_manifest(folder / MANIFEST_FILE)
+    check_run_folder(folder, manifest)
     artifact = Artifact(
         manifest=manifest,
         score=_load_program(folder / PROGRAM_FILE, _input_shapes(manifest)),

@@ -50,22 +50,21 @@ class _SlowAnswerError(StoreError):
     """Tells the breaker of an answer that came, but late."""
 
 
-class BreakerReader:
-    """Reads the online store until it fails time after time, then only tries it now and then.
+class Breaker:
+    """Asks a store until it fails time after time, then only tries it now and then.
 
     Closed, every call goes to the store. After ``fail_max`` failures in a row it is open: calls
     fail at once. ``reset_s`` later it is half-open: one call goes to the store while the others
     still fail; its success closes the breaker, its failure opens it for as long again.
 
-    A failure is a :class:`StoreError`, or an answer about users that took more than ``slow_s``,
-    which is given all the same. How long a call waits for a store that hangs is the reader's own
-    time limit.
+    A failure is a :class:`StoreError`, or an answer that took more than ``slow_s``, which is given
+    all the same. How long a call waits for a store that hangs is the store's own time limit.
 
     Args:
-        reader: Reads the online store.
+        name: What is asked, for the log; as in "the online store".
         fail_max: Failures in a row that open it, at least 1.
         reset_s: Seconds that it stays open, above 0.
-        slow_s: Most seconds of a good answer about users, above 0.
+        slow_s: Most seconds of a good answer, above 0.
 
     Raises:
         LongtrailError: If a number is out of its range.
@@ -73,7 +72,7 @@ class BreakerReader:
 
     def __init__(
         self,
-        reader: OnlineReader,
+        name: str = "the online store",
         *,
         fail_max: int = FAIL_MAX,
         reset_s: float = RESET_S,
@@ -81,13 +80,13 @@ class BreakerReader:
     ) -> None:
         if fail_max < 1:
             raise LongtrailError(f"fail_max must be at least 1, got {fail_max}")
-        for name, value in (("reset_s", reset_s), ("slow_s", slow_s)):
+        for option, value in (("reset_s", reset_s), ("slow_s", slow_s)):
             if not value > 0:
-                raise LongtrailError(f"{name} must be above 0 seconds, got {value}")
-        self._reader = reader
+                raise LongtrailError(f"{option} must be above 0 seconds, got {value}")
+        self._name = name
         self._slow_s = slow_s
         self._reset_s = reset_s
-        self._watch = _Watch()
+        self._watch = _Watch(name)
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=fail_max,
             reset_timeout=reset_s,
@@ -111,21 +110,6 @@ class BreakerReader:
     def num_opened(self) -> int:
         """How often the store was found to be away since the process began."""
         return self._watch.num_opened
-
-    def online_users(
-        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> UserFeatures:
-        """Users as they are known at ``at``; see :meth:`guard` for errors."""
-        return self.guard(lambda: self._reader.online_users(user_ids, at=at))
-
-    def online_items(
-        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
-    ) -> ItemFeatures:
-        """Items as they are known at ``at``; see :meth:`guard` for errors.
-
-        They are read in bulk and seldom while a request waits, so they may take their time.
-        """
-        return self.guard(lambda: self._reader.online_items(item_ids, at=at), may_be_slow=True)
 
     def guard(self, read: Callable[[], _T], *, may_be_slow: bool = False) -> _T:
         """Ask the store, if it is time to.
@@ -163,7 +147,7 @@ class BreakerReader:
             raise
         seconds = time.perf_counter() - start
         if seconds > self._slow_s and not may_be_slow:
-            self._report(_SlowAnswerError(f"the online store took {seconds:.2f} s to answer"))
+            self._report(_SlowAnswerError(f"{self._name} took {seconds:.2f} s to answer"))
         elif self._breaker.fail_counter:  # nothing to forgive otherwise, and no lock to wait for
             self._report(None)
         return result
@@ -179,10 +163,51 @@ class BreakerReader:
             self._breaker.call(again)
 
 
+class BreakerReader(Breaker):
+    """Reads the online store through a breaker; answers about users are the ones that can be slow.
+
+    Args:
+        reader: Reads the online store.
+        fail_max: See :class:`Breaker`.
+        reset_s: See there.
+        slow_s: See there.
+
+    Raises:
+        LongtrailError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        reader: OnlineReader,
+        *,
+        fail_max: int = FAIL_MAX,
+        reset_s: float = RESET_S,
+        slow_s: float = SLOW_S,
+    ) -> None:
+        super().__init__(fail_max=fail_max, reset_s=reset_s, slow_s=slow_s)
+        self._reader = reader
+
+    def online_users(
+        self, user_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> UserFeatures:
+        """Users as they are known at ``at``; see :meth:`guard` for errors."""
+        return self.guard(lambda: self._reader.online_users(user_ids, at=at))
+
+    def online_items(
+        self, item_ids: NDArray[np.object_], *, at: datetime | None = None
+    ) -> ItemFeatures:
+        """Items as they are known at ``at``; see :meth:`guard` for errors.
+
+        They are read in bulk and seldom while a request waits, so they may take their time.
+        """
+        return self.guard(lambda: self._reader.online_items(item_ids, at=at), may_be_slow=True)
+
+
 class _Watch(pybreaker.CircuitBreakerListener):
     """Counts and tells; pybreaker calls it under its lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self.num_failures = 0
         self.num_opened = 0
         self.opened_at = 0.0  # by the clock that never jumps, unlike pybreaker's
@@ -202,6 +227,6 @@ class _Watch(pybreaker.CircuitBreakerListener):
             self.opened_at = time.monotonic()
             if old_state is None or old_state.name != pybreaker.STATE_HALF_OPEN:
                 self.num_opened += 1
-                _log.warning("the online store is left alone for a while: %s", self.reason)
+                _log.warning("%s is left alone for a while: %s", self._name, self.reason)
         elif new_state.name == pybreaker.STATE_CLOSED:
-            _log.warning("the online store answers again")
+            _log.warning("%s answers again", self._name)

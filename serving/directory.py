@@ -3,6 +3,7 @@
 Rankings need none of it, so it is read when it is first asked for, and again after an ingest.
 """
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_repo.catalog import Catalog
+from feature_repo.errors import LongtrailError, MissingStepError
 from feature_repo.home import Home
+from feature_repo.push import read_tables
+
+_log = logging.getLogger(__name__)
 
 
 class Directory(Protocol):
@@ -86,6 +91,8 @@ class NameTable:
 class HomeDirectory:
     """The directory of a home's data set, safe for threads.
 
+    After an ingest one thread reads the new one; meanwhile the others answer from the old one.
+
     Args:
         home: Whose; the methods raise :class:`MissingStepError` before the first ingest.
     """
@@ -109,19 +116,60 @@ class HomeDirectory:
         return self._now().title(item_id)
 
     def _now(self) -> NameTable:
-        with self._lock:
-            manifest = self._home.manifest
-            stamp = manifest.stat().st_mtime_ns if manifest.exists() else None
-            if self._table is None or stamp != self._read_at:
-                catalog = Catalog.load(self._home)
-                self._table, self._read_at = NameTable.of(self._counts(), catalog), stamp
-            return self._table
+        table = self._table
+        if table is not None and self._stamp() in (None, self._read_at):
+            return table
+        # Whoever has an old table does not wait for a new one.
+        if not self._lock.acquire(blocking=table is None):
+            assert table is not None
+            return table
+        try:
+            if self._table is None or self._stamp() != self._read_at:
+                self._load()
+        except LongtrailError as error:
+            if self._table is None:
+                raise
+            _log.warning("names of users and items stay those of the last ingest: %s", error)
+        finally:
+            self._lock.release()
+        assert self._table is not None
+        return self._table
+
+    def _stamp(self) -> int | None:
+        """When the last ingest ended, in ns; None where there was none, or one is at its end."""
+        try:
+            return self._home.manifest.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _load(self) -> None:
+        """Read the tables.
+
+        Raises:
+            MissingStepError: If there are none.
+        """
+
+        def read() -> tuple[int | None, NameTable]:
+            stamp = self._stamp()  # before the tables: what comes meanwhile is read next time
+            catalog = Catalog.load(self._home)
+            return stamp, NameTable.of(self._counts(), catalog)
+
+        try:
+            self._read_at, self._table = read_tables(read)
+        except FileNotFoundError as error:
+            raise MissingStepError(
+                f"{self._home.tables} lacks {error.filename or 'files'}: run `longtrail ingest` "
+                "again"
+            ) from error
 
     def _counts(self) -> dict[str, int]:
         """Behaviours of each user, from the canonical events."""
         with duckdb.connect() as connection:
-            rows = connection.execute(
-                "SELECT user_id, count(*) FROM read_parquet(?) GROUP BY user_id",
-                [str(self._home.events / "*.parquet")],
-            ).fetchall()
+            try:
+                rows = connection.execute(
+                    "SELECT user_id, count(*) FROM read_parquet(?) GROUP BY user_id",
+                    [str(self._home.events / "*.parquet")],
+                ).fetchall()
+            except duckdb.IOException as error:  # an ingest has just replaced them
+                raise FileNotFoundError(str(error)) from error
         return {str(user_id): int(count) for user_id, count in rows}

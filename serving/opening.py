@@ -130,7 +130,7 @@ def open_service(
 
 
 def _open_events(home: Home, profile: str, deployment: Deployment) -> FollowingEvents | None:
-    """Open what takes live events; None, with a line in the log, where they cannot be had."""
+    """What takes live events; None, with a line in the log, where the data set can have none."""
     try:
         return FollowingEvents(home, profile, lambda: deployment.ranker().manifest)
     except LongtrailError as error:

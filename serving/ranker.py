@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
 from feature_repo.catalog import Catalog
-from feature_repo.errors import LongtrailError
+from feature_repo.errors import LongtrailError, MissingStepError
 from feature_repo.features import OnlineReader
 from feature_repo.home import Home
 from feature_repo.manifest import DataClock, load_manifest
@@ -141,9 +141,14 @@ class Ranker:
 
         Raises:
             ArtifactError: If the store lacks a feature that the model reads.
+            MissingStepError: If it holds no item.
             StoreError: If it cannot be read.
         """
         num_items = self.refresh_items()
+        if not num_items:
+            raise MissingStepError(
+                "no item of the data set is in the online store: run `longtrail materialize` first"
+            )
         _log.info("%d items are ready", num_items)
         at = self._clock()
         self._preparation.read_nobody(at)

@@ -10,7 +10,8 @@ from fastapi import Response
 from serving.answers import Ranking
 from serving.deployment import Deployment
 from serving.directory import Directory
-from serving.events import EventReceipt, LiveEvent
+from serving.event_rules import LiveEvent
+from serving.events import EventReceipt
 from serving.responses import Failure, Invalid
 from serving.work import WorkPool
 

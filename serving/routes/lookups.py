@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Path, Query
 
+from serving.event_rules import MAX_ID_LENGTH
 from serving.rendering import similar_answer, user_answer
 from serving.responses import FoundItems, FoundUsers, ItemEntry, SimilarResponse, UserResponse
-from serving.schemas import MAX_FOUND, MAX_ID_LENGTH, MAX_TOP_K, Identifier
+from serving.schemas import MAX_FOUND, MAX_TOP_K, Identifier
 from serving.service import FAILURES, Json, Service, encoded
 
 _UserId = Annotated[

@@ -1,5 +1,7 @@
 """The heart: training and serving read the same, and neither reads the future."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from feature_repo.behavior import behavior_id, item_key
 from feature_repo.dataset import load_dataset
-from feature_repo.errors import MissingStepError
+from feature_repo.errors import MissingStepError, StoreError
 from feature_repo.features import ItemFeatures, UserFeatures
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
@@ -23,6 +25,7 @@ from feature_repo.item_neighbors import build_item_neighbors
 from feature_repo.item_stats import build_item_stats
 from feature_repo.manifest import EncoderManifest, load_manifest
 from feature_repo.materialize import apply, materialize
+from feature_repo.online_sqlite import sqlite_errors
 from feature_repo.parity import check_parity
 from feature_repo.progress import silent
 from feature_repo.reader import FeatureReader
@@ -346,3 +349,23 @@ def test_steps_in_the_wrong_order_say_what_to_run(tmp_path: Path) -> None:
         reader.historical_users(["1"], reader.request_times(1))
     with pytest.raises(MissingStepError, match="longtrail encode"):
         materialize(home, "embedded")
+
+
+def test_a_store_that_is_held_or_lacks_a_table_is_one_sentence(home: Home) -> None:
+    reader = FeatureReader(home)
+    assert reader.online_users(["1"]).found[0]
+    path = home.root / "online_store.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        own = reader.store._get_provider().online_store._get_conn(reader.store.config)
+        own.execute("PRAGMA busy_timeout = 50")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="database is locked"):
+            reader.online_users(["1"])
+        other.execute("ROLLBACK")
+        assert reader.online_users(["1"]).found[0]
+    with (
+        closing(sqlite3.connect(":memory:")) as empty,
+        pytest.raises(StoreError, match="lacks a view's table: run `longtrail apply`"),
+        sqlite_errors(),
+    ):
+        empty.execute("SELECT * FROM longtrail_items")

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.deployment import Deployment
-from serving.events import LiveEvent
+from serving.event_rules import LiveEvent
 from tests.serving.conftest import ITEMS
 from tests.serving.stand_in import (
     EventList,

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_repo.artifact import current_run
+from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.errors import ArtifactError, MissingStepError
 from serving.artifact import load_artifact
 from tests.serving.conftest import (
@@ -56,7 +57,7 @@ def test_loads_a_run_and_scores_any_sizes(world: World) -> None:
 
 
 def test_no_run_at_all(world: World) -> None:
-    (world.home.runs / "current.json").unlink()
+    shutil.rmtree(world.home.runs)
     with pytest.raises(MissingStepError, match=r"run `longtrail train` first"):
         current_run(world.home)
 
@@ -242,3 +243,17 @@ def test_encoder_must_be_the_trained_one(world: World) -> None:
     )
     with pytest.raises(ArtifactError, match="reads vectors of 4 numbers, but those of the embed"):
         artifact.check_table(toy_table(width=5))
+
+
+def test_a_copy_under_another_name_is_refused(world: World) -> None:
+    shutil.copytree(world.folder, world.home.runs / "copy")
+    with pytest.raises(ArtifactError, match="holds the run 'toy-run', expected one of the folder"):
+        load_artifact(world.home, "copy")
+    with pytest.raises(ArtifactError, match="holds the run 'toy-run'"):
+        load_run_manifest(world.home, "copy")
+
+
+def test_without_a_current_run_the_sentence_names_those_that_there_are(world: World) -> None:
+    (world.home.runs / "current.json").unlink()
+    with pytest.raises(MissingStepError, match=r"`longtrail promote RUN`.* are: toy-run"):
+        current_run(world.home)

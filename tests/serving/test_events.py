@@ -31,7 +31,8 @@ from feature_repo.profiles import PROFILES
 from feature_repo.publish import FILES_PROFILE
 from feature_repo.reader import FeatureReader
 from feature_repo.services.redis import RedisServer
-from serving.events import EventReceipt, EventService, LiveEvent
+from serving.event_rules import LiveEvent
+from serving.events import EventReceipt, EventService
 from tests.feature_repo.event_tables import Event, make_manifest
 from tests.live_home import live_home
 from tests.servers import command

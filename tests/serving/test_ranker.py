@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from encoders.evidence import evidence_names
 from encoders.table import EmbeddingTable
 from feature_repo.behavior import behavior_id
-from feature_repo.errors import ArtifactError, LongtrailError, StoreError
+from feature_repo.errors import ArtifactError, LongtrailError, MissingStepError, StoreError
 from feature_repo.features import ItemFeatures
 from serving.artifact import Artifact
 from serving.history import History
 from serving.preparation import RankerConfig
+from serving.ranker import Ranker
 from tests.serving.conftest import (
     FINGERPRINT,
     ITEMS,
@@ -461,8 +462,15 @@ def test_a_missing_category_is_named(world: World) -> None:
 
 def test_an_empty_catalogue(world: World) -> None:
     world.reader.items = {}
-    ranker = world.ranker()
-    ranker.warm_up()
-    ranking = ranker.rank("ann")
+    ranking = world.ranker().rank("ann")
     assert ranking.ranked == ()
     assert ranking.notes == ("nothing to rank: the feature store knows none of the items",)
+
+
+def test_a_store_without_items_is_not_served(world: World) -> None:
+    world.reader.items = {}
+    ranker = Ranker(
+        world.artifact, world.reader, world.table, toy_catalog(ITEMS), clock=lambda: NOW
+    )
+    with pytest.raises(MissingStepError, match="run `longtrail materialize` first"):
+        ranker.warm_up()
