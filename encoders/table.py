@@ -10,9 +10,9 @@ It is made from the part files that encode writes, and lies beside them in ``tab
 
 Live rows are vectors of texts that live events brought (:mod:`encoders.live_texts`); they also lie
 in files beside the part files (:mod:`encoders.live_files`), until encode finds the texts in the
-table of behaviours. They are only ever appended: first the vectors, then the ids, whose number tells readers in other
-processes to look again (:meth:`EmbeddingTable.refreshed`). Rows never move while a table is open:
-one that is made anew is another file.
+table of behaviours. They are only ever appended: first the vectors, then the ids, whose number
+tells readers in other processes to look again (:meth:`EmbeddingTable.refreshed`). Rows never move
+while a table is open: one that is made anew is another file.
 
 Tables of several encoders lie side by side; ``encoder.json`` in a table's folder says whose it is.
 

@@ -69,10 +69,19 @@ class EventJournal:
         dataset: Name of the data set.
         place: The database, for people.
         lock: File that stands for the right to apply, where the database has no such locks.
+        turn_timeout_s: Seconds to wait for that file, above 0.
     """
 
-    def __init__(self, engine: sa.Engine, dataset: str, place: str, lock: str | None) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        dataset: str,
+        place: str,
+        lock: str | None,
+        turn_timeout_s: float = _TURN_TIMEOUT_S,
+    ) -> None:
         self._engine = engine
+        self._turn_timeout_s = turn_timeout_s
         self.dataset = dataset
         self._place = place
         self._lock = lock
@@ -123,7 +132,9 @@ class EventJournal:
                 f"sqlite:///{home.live_events}", connect_args={"timeout": _TURN_TIMEOUT_S}
             )
             sa.event.listen(engine, "connect", _durable)
-            return cls(engine, dataset, str(home.live_events), f"{home.live_events}.lock")
+            return cls(
+                engine, dataset, str(home.live_events), f"{home.live_events}.lock", turn_timeout_s
+            )
         # Feast takes seconds to import: a profile over files does not wait for it.
         from feature_repo.postgres_session import Database, TimeLimits
         from feature_repo.profiles import open_store
@@ -210,7 +221,7 @@ class EventJournal:
         if self._lock is None:
             yield
             return
-        lock = FileLock(self._lock, timeout=_TURN_TIMEOUT_S, poll_interval=_POLL_S)
+        lock = FileLock(self._lock, timeout=self._turn_timeout_s, poll_interval=_POLL_S)
         try:
             lock.acquire()
         except Timeout as error:

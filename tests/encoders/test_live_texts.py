@@ -13,17 +13,19 @@ from tokenizers import normalizers
 from transformers import BertConfig, BertModel
 
 from encoders.config import EncoderConfig
-from encoders.encode import encode_behaviors
+from encoders.encode import SCHEMA, embedding_rows, encode_behaviors
+from encoders.encode import TIME as TIME_TYPE
+from encoders.live_files import add_live, live_files, live_rows
 from encoders.live_texts import LiveTexts
 from encoders.pretrained import quiet_transformers
-from encoders.table import EmbeddingTable
+from encoders.table import EmbeddingTable, append_live
 from encoders.table_files import SPARE_ROWS
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import behavior_id, hash63_array
 from feature_repo.catalog import Catalog
 from feature_repo.home import Home
 from feature_repo.manifest import load_encoder
-from feature_repo.offline_files import LIVE_PART
+from feature_repo.offline_files import batch_parts
 from feature_repo.text_log import TextLog
 from tests.encoders.conftest import SIZES, make_tokenizer, save
 
@@ -87,7 +89,7 @@ def test_a_new_text_is_in_every_place(home: Home, texts: LiveTexts, pushed: Push
     assert len(table) == 4
     assert pushed.ids == [behavior_id("word5 word6")]
     assert catalog.news() == ["word5 word6"]
-    live = pq.read_table(home.embeddings / table.fingerprint / LIVE_PART)
+    live = live_rows(home.embeddings / table.fingerprint, SCHEMA)
     assert live["behavior_id"].to_pylist() == pushed.ids
     assert live["event_timestamp"].cast(pa.int64()).to_pylist() == [TIME]
     np.testing.assert_array_equal(live["embedding"][0].values.to_numpy(), table.vectors[3])
@@ -171,12 +173,12 @@ def test_encode_takes_live_texts_over(
     assert len(after) == len(table)
     assert after.edition != table.edition
     np.testing.assert_allclose(after.vectors[rows(after, ["word5"])[0]], before, atol=1e-6)
-    live = pq.read_table(home.embeddings / table.fingerprint / LIVE_PART)
+    live = live_rows(home.embeddings / table.fingerprint, SCHEMA)
     assert live["behavior_id"].to_pylist() == [behavior_id("word6 word7")]
     assert rows(after, ["word6 word7"]) == [4]
     make_home([*KNOWN, "word5", "word6 word7"])
     encode_behaviors(home, config(bert_folder))
-    assert not (home.embeddings / table.fingerprint / LIVE_PART).exists()
+    assert not live_files(home.embeddings / table.fingerprint)
     assert len(after.refreshed()) == len(table)
     texts.add({"word8": TIME})
     assert rows(after.refreshed(), ["word8"]) == [5]
@@ -232,3 +234,70 @@ def test_a_catalog_takes_new_texts_in(home: Home, texts: LiveTexts) -> None:
     assert catalog.texts(hash63_array(["word5"])) == [""]
     catalog.refresh()
     assert catalog.texts(hash63_array(["word5"])) == ["word5"]
+
+
+def rows_of(ids: range, fingerprint: str = "fp", width: int = 2) -> pa.Table:
+    times = pa.array([TIME] * len(ids), pa.int64()).cast(TIME_TYPE)
+    return embedding_rows(
+        pa.array(list(ids)), np.ones((len(ids), width), np.float32), fingerprint, times
+    )
+
+
+def test_a_file_of_live_rows_that_is_full_is_never_written_again(tmp_path: Path) -> None:
+    add_live(tmp_path, rows_of(range(1, 200)))
+    add_live(tmp_path, rows_of(range(200, 300)))
+    (full,) = live_files(tmp_path)
+    before = full.stat()
+    for number in range(300, 303):
+        add_live(tmp_path, rows_of(range(number, number + 1)))
+    assert full.stat().st_ino == before.st_ino
+    assert [pq.read_metadata(file).num_rows for file in live_files(tmp_path)] == [299, 3]
+    assert live_rows(tmp_path, SCHEMA)["behavior_id"].to_pylist() == list(range(1, 303))
+    parts = {file.name: [1, 1] for file in live_files(tmp_path)}
+    assert batch_parts(parts | {"live.parquet": [1, 1], "part-0.parquet": [1, 1]}) == {
+        "part-0.parquet": [1, 1]
+    }
+
+
+def test_what_a_kill_left_in_the_files_alone_counts_once(home: Home, texts: LiveTexts) -> None:
+    encoder = load_encoder(home)
+    left = rows_of(range(7, 9), encoder.fingerprint, encoder.width)
+    add_live(home.embeddings / encoder.fingerprint, left)  # and killed
+    append_live(
+        home, encoder.fingerprint, rows_of(range(8, 10), encoder.fingerprint, encoder.width)
+    )
+    assert EmbeddingTable.open(home).ids[2:].tolist() == [7, 8, 9]
+    live = live_rows(home.embeddings / encoder.fingerprint, SCHEMA)
+    assert live["behavior_id"].to_pylist() == [7, 8, 9]
+
+
+def test_a_live_text_never_builds_the_table_while_encode_writes_parts(
+    home: Home, texts: LiveTexts
+) -> None:
+    encoder = load_encoder(home)
+    before = EmbeddingTable.open(home)
+    part = rows_of(range(5, 7), encoder.fingerprint, encoder.width)
+    pq.write_table(part, home.embeddings / encoder.fingerprint / "part-00009.parquet")
+    texts.add({"word5": TIME})
+    assert before.refreshed().edition == before.edition
+    assert rows(before.refreshed(), ["word5"]) == [3]
+    assert EmbeddingTable.open(home).ids.tolist()[-1] == behavior_id("word5")
+    assert len(EmbeddingTable.open(home)) == 6
+
+
+def test_a_log_that_was_shortened_is_read_from_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    reader, writer = TextLog(path), TextLog(path)
+    writer.forget({1})
+    assert not path.exists()
+    writer.add(["a", "b", "c"])
+    assert reader.news() == ["a", "b", "c"]
+    writer.forget({behavior_id("a"), behavior_id("c"), 5})
+    writer.add(["d", "e"])  # as long as before
+    assert reader.news() == ["b", "d", "e"]
+    assert reader.news() == []
+    writer.add(["x" * 10_000])
+    with path.open("ab") as file:
+        file.write(b"y" * 9_000)  # killed
+    writer.add(["z"])
+    assert reader.news() == ["x" * 10_000, "z"]

@@ -10,6 +10,7 @@ from feature_repo.errors import DataSetError, LongtrailError
 from feature_repo.home import Home
 from feature_repo.ingest import bucket_of, ingest
 from feature_repo.manifest import DataManifest
+from feature_repo.text_log import TextLog
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -250,3 +251,15 @@ def test_the_manifest_says_now(kitchen: LoadedDataSet, tmp_path: Path) -> None:
     manifest = ingest(home, kitchen).manifest
     assert (manifest.now() - manifest.last_event).total_seconds() == pytest.approx(1e-6)
     assert DataManifest.load(home.manifest, made_by="x") == manifest
+
+
+def test_texts_that_the_tables_have_leave_the_log_of_live_texts(
+    kitchen: LoadedDataSet, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    ingest(Home(tmp_path / "other"), kitchen)
+    known = pq.read_table(Home(tmp_path / "other").behaviors)["text"][0].as_py()
+    log = TextLog(home.live_texts)
+    log.add([known, "a text that no log has"])
+    ingest(home, kitchen)
+    assert log.news() == ["a text that no log has"]

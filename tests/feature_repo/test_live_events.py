@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from feature_repo.behavior import behavior_id
@@ -13,6 +14,8 @@ from feature_repo.errors import StoreError
 from feature_repo.home import Home
 from feature_repo.live_events import EventJournal, live_source
 from feature_repo.live_rows import JournalEvent
+from feature_repo.postgres_session import Database, TimeLimits
+from feature_repo.profiles import open_store
 from feature_repo.publish import FILES_PROFILE
 from feature_repo.services.postgres import PostgresServer
 
@@ -176,3 +179,30 @@ def test_a_server_that_went_away_is_a_sentence(
         postgres.start()
     assert journal.add([event(1), event(2)]) == {"e2"}
     journal.close()
+
+
+def test_nobody_waits_for_ever_for_a_process_that_was_stopped(
+    place: tuple[Home, str], journal: EventJournal
+) -> None:
+    waiting = EventJournal.connect(*place, DATASET, turn_timeout_s=0.2)
+    with (
+        journal.turn(["ann"]),
+        pytest.raises(StoreError, match=r"is it stopped\? End it"),
+        waiting.turn(["ann"]),
+    ):
+        pass
+    with waiting.turn(["ann"]) as turn:
+        assert turn.events() == []
+    waiting.close()
+
+
+def test_statements_on_the_server_have_a_limit(place: tuple[Home, str]) -> None:
+    if place[1] == FILES_PROFILE:
+        return
+    database = Database(open_store(*place).config.offline_store)
+    connection = database.connect(limits=TimeLimits(lock_s=1, statement_s=0.1, network_s=3))
+    assert connection.execute("SHOW lock_timeout").fetchone() == ("1s",)
+    assert connection.pgconn.parameter_status(b"TimeZone") == b"UTC"
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        connection.execute("SELECT pg_sleep(5)")
+    connection.close()

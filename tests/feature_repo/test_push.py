@@ -248,3 +248,41 @@ def test_the_nightly_run_keeps_live_events_and_makes_the_same_rows(stores: Live)
     assert stores.mismatches() == 0
     sequences = next(view for view in nothing_new if view.name == "user_sequences")
     assert sequences.num_rows < NUM_USERS  # not copied as a whole, for all that live events did
+
+
+class Replaced(Home):
+    """A home whose tables another ingest replaces once, just after the manifest was read."""
+
+    replace: Callable[[], object] = staticmethod(int)
+
+    @property
+    def events(self) -> Path:
+        self.replace()
+        return super().events
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_manifest_and_events_are_of_one_ingest(tmp_path: Path, *, for_ever: bool) -> None:
+    first = [Event("ann", DAY, "buy", 5)]
+    second = [*first, Event("ann", DAY + 1, "fly", 6)]
+    made = make_manifest(first, ["buy"]), make_manifest(second, ["buy", "fly"])
+    manifests = [
+        manifest.model_copy(update={"source_fingerprint": str(n)})
+        for n, manifest in enumerate(made)
+    ]
+    write_tables(tmp_path, first, manifests[0])
+    left = [1, 0] * 1000 if for_ever else [1]
+
+    def replace() -> None:
+        if left:
+            write_tables(tmp_path, second, manifests[left.pop(0)])
+
+    home = Replaced(tmp_path)
+    object.__setattr__(home, "replace", replace)
+    if for_ever:
+        with pytest.raises(StoreError, match="are replaced time after time"):
+            stored_events(home, ["ann"])
+    else:
+        manifest, table = stored_events(home, ["ann"])
+        assert manifest.scenes == ("buy", "fly")
+        assert table.num_rows == 2

@@ -24,7 +24,8 @@ from serving.answers import (
 from serving.app import AppSettings, create_app
 from serving.deployment import Deployment
 from serving.directory import NameTable
-from serving.events import EventReceipt, LiveEvent
+from serving.event_rules import LiveEvent
+from serving.events import EventReceipt
 from serving.history import Behavior
 from tests.serving.conftest import ITEMS, NOW, USERS, ToyItem, toy_catalog, toy_manifest
 

@@ -164,6 +164,7 @@ def test_events() -> None:
         ([], ["body", "events"]),
         ([EVENT] * 1001, ["body", "events"]),
         ([EVENT, EVENT | {"user_id": "bob"}], ["body", "events", 1, "event_id"]),
+        ([EVENT, EVENT | {"event_id": " e1 "}], ["body", "events", 1, "event_id"]),
         ([{"event_id": "e1"}], ["body", "events", 0, "user_id"]),
         ([EVENT | {"text": ""}], ["body", "events", 0, "text"]),
         ([EVENT | {"text": "a\tb"}], ["body", "events", 0, "text"]),

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,3 +78,46 @@ def test_a_home_is_read_when_asked_and_again_after_an_ingest(tmp_path: Path) -> 
     write_home(home, ["cid"])
     os.utime(home.manifest, ns=(1, 1))
     assert directory.users("", 5) == ["cid"]
+
+
+def test_a_swap_of_the_tables_is_waited_for(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    write_home(home, ["ann"])
+    away = home.tables.with_name("away")
+    home.tables.replace(away)
+    back = threading.Timer(0.2, lambda: away.replace(home.tables))
+    back.start()
+    directory = HomeDirectory(home)
+    assert directory.users("", 5) == ["ann"]
+    back.join()
+    home.tables.replace(away)
+    assert directory.users("", 5) == ["ann"]  # from memory
+
+
+def test_tables_without_events_are_a_sentence(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    write_home(home, ["ann"])
+    (home.events / "part-0.parquet").unlink()
+    with pytest.raises(MissingStepError, match="run `longtrail ingest` again"):
+        HomeDirectory(home).users("", 5)
+
+
+def test_one_thread_reads_while_the_others_answer_from_the_old_table(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    write_home(home, ["ann"])
+    directory = HomeDirectory(home)
+    assert directory.users("", 5) == ["ann"]
+    write_home(home, ["bob"])
+    (home.events / "part-0.parquet").rename(home.events / "part-0.away")
+    os.utime(home.manifest, ns=(1, 1))
+    found: list[list[str]] = []
+    reading = threading.Thread(target=lambda: found.append(directory.users("", 5)))
+    reading.start()  # waits for the file, up to two seconds
+    time.sleep(0.2)
+    start = time.monotonic()
+    assert directory.users("", 5) == ["ann"]
+    assert time.monotonic() - start < 0.2
+    (home.events / "part-0.away").rename(home.events / "part-0.parquet")
+    reading.join()
+    assert found == [["bob"]]
+    assert directory.users("", 5) == ["bob"]

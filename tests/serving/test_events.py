@@ -25,7 +25,7 @@ from feature_repo.behavior import behavior_id
 from feature_repo.catalog import Catalog
 from feature_repo.errors import LongtrailError, StoreError
 from feature_repo.home import Home
-from feature_repo.manifest import DataClock, load_encoder
+from feature_repo.manifest import DataClock, load_encoder, load_manifest
 from feature_repo.parity import check_parity
 from feature_repo.profiles import PROFILES
 from feature_repo.publish import FILES_PROFILE
@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_set_aside_with_a_sentence(live: Live) -> None:
     bad: dict[str, dict[str, Any]] = {
         "event_id is missing": {"event_id": " "},
         "user_id is longer than 256 characters": {"user_id": "x" * 257},
-        "user_id has a broken encoding or control characters": {"user_id": "a\x00b"},
+        "user_id has a broken encoding or control characters": {"user_id": "a\x85b"},
         "item_id has a broken encoding or control characters": {"item_id": "\ud800"},
         "scene is unknown; this data set has buy, view": {"scene": "fly"},
         "text is empty": {"text": " \t "},
@@ -312,3 +312,17 @@ def test_a_data_set_that_is_known_too_late_takes_no_live_events(tmp_path: Path) 
     make_manifest([Event("ann", 1, "buy", 5)], ["buy"], delay=3_600_000_000).save(home.manifest)
     with pytest.raises(LongtrailError, match=r"availability_delay_s of at most 0.001, got 3600"):
         EventService.open(home, "embedded")
+
+
+def test_events_of_another_data_set_are_refused(live: Live) -> None:
+    manifest = load_manifest(live.home)
+    sent = events(1, "u11")
+    manifest.model_copy(update={"dataset": "another"}).save(live.home.manifest)
+    try:
+        with pytest.raises(
+            StoreError, match=f"since an ingest.*takes events of '{manifest.dataset}'"
+        ):
+            live.take(*sent)
+    finally:
+        manifest.save(live.home.manifest)
+    assert live.take(*sent).accepted == 1
