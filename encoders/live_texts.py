@@ -17,8 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.encode import SCHEMA, TIME, embedding_rows
+from encoders.live_files import add_live, live_rows, newest_live_rows
 from encoders.pretrained import quiet_transformers
-from encoders.table import EmbeddingTable, append_live, recover_live, table_encoder
+from encoders.table import EmbeddingTable, table_encoder
+from encoders.table_files import add_rows, only_change
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import hash63_array
 from feature_repo.errors import EncoderError
@@ -150,3 +152,60 @@ class LazyEncoder:
                 with quiet_transformers():
                     self._encoder = TextEncoder.load(self._manifest)
             return self._encoder
+
+
+def append_live(home: Home, fingerprint: str, rows: pa.Table) -> None:
+    """Add live rows to their files and the table, durably; one process at a time.
+
+    Cost: that of the rows and of one file, however many live rows there are.
+
+    Args:
+        home: The home folder.
+        fingerprint: Of the encoder.
+        rows: behavior_id, embedding, encoder_fingerprint and both times, as encode writes them;
+            those that the table has already are passed over.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+        EncoderError: If there are no vectors of this encoder.
+    """
+    folder = home.embeddings / fingerprint
+    table = EmbeddingTable.as_it_is(home, fingerprint)
+    with only_change(folder):
+        table = table.refreshed()
+        # What a writer that was killed between the two left.
+        left = _without(newest_live_rows(folder, rows.schema), table)
+        known = np.isin(rows["behavior_id"].to_numpy(), left["behavior_id"].to_numpy())
+        new = _without(rows.filter(pa.array(~known)), table)
+        if new.num_rows:
+            add_live(folder, new)
+        add_rows(folder, fingerprint, pa.concat_tables([left, new]), len(table))
+
+
+def recover_live(home: Home, fingerprint: str, schema: pa.Schema) -> pa.Table:
+    """Finish in the table what a writer that was killed began.
+
+    Args:
+        home: The home folder.
+        fingerprint: Of the encoder.
+        schema: Of the rows of :func:`append_live`.
+
+    Returns:
+        All live rows.
+
+    Raises:
+        MissingStepError: If nothing has been encoded.
+        EncoderError: If there are no vectors of this encoder.
+    """
+    folder = home.embeddings / fingerprint
+    table = EmbeddingTable.as_it_is(home, fingerprint)
+    with only_change(folder):
+        table = table.refreshed()
+        live = live_rows(folder, schema)
+        add_rows(folder, fingerprint, _without(live, table), len(table))
+    return live
+
+
+def _without(rows: pa.Table, table: EmbeddingTable) -> pa.Table:
+    """The rows that a table does not have."""
+    return rows.filter(pa.array(table.rows(rows["behavior_id"].to_numpy()) == 0))

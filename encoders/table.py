@@ -23,15 +23,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from encoders.live_files import add_live, live_rows, newest_live_rows
 from encoders.table_files import (
     NO_IDS,
     PART_FILES,
     Stamp,
-    add_rows,
     build,
     is_fresh,
     only_change,
@@ -252,60 +249,3 @@ def _find(
         return np.zeros(ids.shape, dtype=np.int64), np.zeros(ids.shape, dtype=bool)
     places = np.searchsorted(sorted_ids, ids)
     return places, sorted_ids[np.minimum(places, len(sorted_ids) - 1)] == ids
-
-
-def append_live(home: Home, fingerprint: str, rows: pa.Table) -> None:
-    """Add live rows to their files and the table, durably; one process at a time.
-
-    Cost: that of the rows and of one file, however many live rows there are.
-
-    Args:
-        home: The home folder.
-        fingerprint: Of the encoder.
-        rows: behavior_id, embedding, encoder_fingerprint and both times, as encode writes them;
-            those that the table has already are passed over.
-
-    Raises:
-        MissingStepError: If nothing has been encoded.
-        EncoderError: If there are no vectors of this encoder.
-    """
-    folder = home.embeddings / fingerprint
-    table = EmbeddingTable.as_it_is(home, fingerprint)
-    with only_change(folder):
-        table = table.refreshed()
-        # What a writer that was killed between the two left.
-        left = _without(newest_live_rows(folder, rows.schema), table)
-        known = np.isin(rows["behavior_id"].to_numpy(), left["behavior_id"].to_numpy())
-        new = _without(rows.filter(pa.array(~known)), table)
-        if new.num_rows:
-            add_live(folder, new)
-        add_rows(folder, fingerprint, pa.concat_tables([left, new]), len(table))
-
-
-def recover_live(home: Home, fingerprint: str, schema: pa.Schema) -> pa.Table:
-    """Finish in the table what a writer that was killed began.
-
-    Args:
-        home: The home folder.
-        fingerprint: Of the encoder.
-        schema: Of the rows of :func:`append_live`.
-
-    Returns:
-        All live rows.
-
-    Raises:
-        MissingStepError: If nothing has been encoded.
-        EncoderError: If there are no vectors of this encoder.
-    """
-    folder = home.embeddings / fingerprint
-    table = EmbeddingTable.as_it_is(home, fingerprint)
-    with only_change(folder):
-        table = table.refreshed()
-        live = live_rows(folder, schema)
-        add_rows(folder, fingerprint, _without(live, table), len(table))
-    return live
-
-
-def _without(rows: pa.Table, table: EmbeddingTable) -> pa.Table:
-    """The rows that a table does not have."""
-    return rows.filter(pa.array(table.rows(rows["behavior_id"].to_numpy()) == 0))

@@ -132,9 +132,8 @@ class EventJournal:
                 f"sqlite:///{home.live_events}", connect_args={"timeout": _TURN_TIMEOUT_S}
             )
             sa.event.listen(engine, "connect", _durable)
-            return cls(
-                engine, dataset, str(home.live_events), f"{home.live_events}.lock", turn_timeout_s
-            )
+            place = str(home.live_events)
+            return cls(engine, dataset, place, f"{place}.lock", turn_timeout_s)
         # Feast takes seconds to import: a profile over files does not wait for it.
         from feature_repo.postgres_session import Database, TimeLimits
         from feature_repo.profiles import open_store

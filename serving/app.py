@@ -28,11 +28,12 @@ from serving.directory import Directory
 from serving.event_rules import MAX_ID_LENGTH
 from serving.middleware import Guarded, Hosted, Limited, Observed, is_request_id
 from serving.rate_limit import RateLimit
-from serving.routes.events import add_events
+from serving.routes.events import add_events, refuse_events
 from serving.routes.lookups import add_items, add_users
 from serving.routes.ranking import add_ranking
 from serving.routes.state import add_state
 from serving.security import ApiKeys, required_scope
+from serving.sentences import sentence
 from serving.service import EventSink, Json, ServedRecorder, Service
 from serving.work import OverloadedError, WorkPool
 
@@ -41,10 +42,6 @@ PAGE = Path(__file__).parent / "page" / "static"
 SAMPLE_INTERVAL_S = 2.0
 """Between two looks at what nobody counts for Prometheus by itself."""
 _RETRY_AFTER_S = 1
-_SENTENCES = {
-    "model_attributes_type": "A JSON object is expected, with content type application/json"
-}
-"""Where pydantic's own words help nobody."""
 _EVENT_THREADS = 2
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -133,6 +130,8 @@ def create_app(
     add_items(app, service)
     if events is not None:
         add_events(app, service, events)
+    else:
+        refuse_events(app)
     add_state(
         app,
         service,
@@ -209,14 +208,16 @@ def _document_keys(app: FastAPI) -> None:
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
 
 
-async def _malformed(_: Request, error: Exception) -> Json:
+async def _malformed(request: Request, error: Exception) -> Json:
     """422 without echoing the input: it may hold NaN, half a surrogate pair or megabytes."""
     problems = cast(RequestValidationError, error).errors()
+    body = request.scope["route"].body_field
+    model = body.field_info.annotation if body is not None else None
     return _invalid(
         [
             {
                 "loc": [part if isinstance(part, int) else _printable(part) for part in one["loc"]],
-                "msg": _SENTENCES.get(one["type"]) or _printable(one["msg"]),
+                "msg": _printable(sentence({**one, "loc": one["loc"][1:]}, model)),
                 "type": one["type"],
             }
             for one in problems

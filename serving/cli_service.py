@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from feature_repo.artifact import load_current_run
+from feature_repo.artifact import load_current_run, load_run_manifest
 from feature_repo.command import Settings, emit, pass_settings, say
+from feature_repo.errors import LongtrailError
 from serving.metrics_folder import metrics_folder
 from serving.security import (
     KEYS_VARIABLE,
@@ -197,9 +198,12 @@ def serve(
             f"Warning: {host} can be reached from other machines and the service asks for no key; "
             "use --keys, put it behind something that asks, or use --host 127.0.0.1"
         )
+    _check_rate_limit(options["rate_limit"])
     hosts = hosts_allowed(host, options["allowed_hosts"], asks_for_keys=keys is not None)
     if options["run"] is None:
         load_current_run(settings.home)  # a mistake is said before anything heavy is imported
+    for run in filter(None, (options["run"], options["shadow"])):
+        load_run_manifest(settings.home, run)
     with metrics_folder(workers) as folder:
         from serving.logs import configure_logs
         from serving.opening import look_again, open_service
@@ -220,6 +224,16 @@ def serve(
             on_worker_gone=_worker_forgetter(folder),
             on_hangup=partial(look_again, [keys.reload] if keys else []),
         )
+
+
+def _check_rate_limit(rate: str | None) -> None:
+    from serving.rate_limit import RateLimit
+
+    if rate is not None:
+        try:
+            RateLimit(rate)
+        except LongtrailError as error:
+            raise click.BadParameter(str(error), param_hint="--rate-limit") from error
 
 
 def _service_options(

@@ -32,6 +32,8 @@ def configure_logs(log_format: LogFormat, *, access: bool = True) -> None:
     logging.getLogger().handlers = [handler]
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO)
+    # It warns of every request whose id is not taken over.
+    logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)
     logging.getLogger(ACCESS).disabled = not access
 
 

@@ -1,7 +1,8 @@
 """What the HTTP interface takes, with the limits that it promises (responses.py: what it gives)."""
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import (
     AwareDatetime,
@@ -11,10 +12,14 @@ from pydantic import (
     Field,
     FiniteFloat,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from serving.answers import AddedBehavior, HistoryChanges
 from serving.event_rules import CONTROL_CHARACTERS, MAX_ID_LENGTH, LiveEvent
+from serving.sentences import sentence
 
 MAX_CANDIDATES = 1000
 MAX_TOP_K = 1000
@@ -179,6 +184,23 @@ class EventEntry(Body):
         )
 
 
+@dataclass(frozen=True)
+class _Malformed:
+    """In the place of an event that is none: why, in a sentence."""
+
+    reason: str
+
+
+def _one_for_itself(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One event that is malformed must not refuse a thousand others."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"][:1] if part in EventEntry.model_fields)
+        return _Malformed(": ".join(filter(None, (place, sentence(first, EventEntry)))))
+
+
 class EventsRequest(Body):
     """New behaviours, in any order."""
 
@@ -196,4 +218,15 @@ class EventsRequest(Body):
         }
     )
 
-    events: Annotated[list[EventEntry], Field(min_length=1, max_length=MAX_EVENTS)]
+    events: Annotated[
+        list[Annotated[EventEntry, WrapValidator(_one_for_itself)]],
+        Field(min_length=1, max_length=MAX_EVENTS),
+    ]
+
+    def entries(self) -> tuple[dict[int, EventEntry], dict[int, str]]:
+        """Place -> event, and place -> why it is none."""
+        every = cast(list[EventEntry | _Malformed], self.events)
+        return (
+            {place: one for place, one in enumerate(every) if isinstance(one, EventEntry)},
+            {place: one.reason for place, one in enumerate(every) if isinstance(one, _Malformed)},
+        )

@@ -66,6 +66,14 @@ class _Document(BaseModel):
     keys: dict[Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$")], _Entry]
 
 
+_EXPECTED = {
+    "sha256": "expected 64 hexadecimal digits in lower case, the SHA-256 of the key",
+    "scopes": 'expected a list of "read", "write" or both',
+    "[key]": "expected a name of letters, digits, - and _, at most 64 of them",
+}
+"""Where pydantic would show a pattern."""
+
+
 class ApiKeys:
     """The keys of a file; :meth:`reload` takes what was added and lets go what was removed.
 
@@ -89,7 +97,10 @@ class ApiKeys:
         Raises:
             LongtrailError: As when it was first read.
         """
-        self._keys = _read(self._path)
+        try:
+            self._keys = _read(self._path)
+        except LongtrailError as error:
+            raise LongtrailError(f"{error}; until then the keys of before stay valid") from error
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the key whose secret this is; the time tells nothing about which, or how near."""
@@ -183,8 +194,14 @@ def _read(path: Path) -> tuple[ApiKey, ...]:
         # Not the value: someone may have written the key itself where its digest belongs.
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        if first["type"] == "extra_forbidden":
+            reason = "there is no such field"
+        elif first["loc"] == ("keys",):
+            reason = "it has no [keys.NAME] entry"
+        else:
+            reason = _EXPECTED.get(str(first["loc"][-1]), first["msg"])
         raise LongtrailError(
-            f"the file of API keys {path} is not usable ({place}: {first['msg']}): `longtrail key` "
+            f"the file of API keys {path} is not usable ({place}: {reason}): `longtrail key` "
             "prints entries as they should be"
         ) from None
     if not document.keys:

@@ -140,7 +140,12 @@ def run_server(
             serve_here(lambda run: announce(address, run))
         else:
             supervisor = Workers(
-                serve_here, num_workers=workers, on_gone=on_worker_gone, on_hangup=on_hangup
+                serve_here,
+                num_workers=workers,
+                on_gone=on_worker_gone,
+                on_hangup=on_hangup,
+                # Or connections would wait on a socket from which nobody takes them any more.
+                on_stop=listener.close,
             )
             supervisor.run(lambda run: announce(address, run))
 

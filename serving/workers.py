@@ -57,6 +57,7 @@ class Workers:
         num_workers: At least 1.
         on_gone: Called with the id of every process that has ended.
         on_hangup: Called after a SIGHUP, in the parent: workers to come begin with what it has.
+        on_stop: Called before the workers are told to stop.
         min_life_s: A worker that dies sooner is replaced only after as long, at least 0.
     """
 
@@ -67,12 +68,14 @@ class Workers:
         num_workers: int,
         on_gone: Callable[[int], None],
         on_hangup: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
         min_life_s: float = MIN_LIFE_S,
     ) -> None:
         self._serve = serve
         self._num_workers = num_workers
         self._on_gone = on_gone
         self._on_hangup = on_hangup
+        self._on_stop = on_stop
         self._min_life_s = min_life_s
         self._workers: dict[int, _Worker] = {}
         self._due: list[float] = []
@@ -239,6 +242,7 @@ class Workers:
     def _end(self) -> None:
         """Let the running requests of all workers end; what does not is killed."""
         self._is_stopping = True
+        self._on_stop()
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S + 5
         while self._workers:

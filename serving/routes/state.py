@@ -68,10 +68,12 @@ def add_state(
 
         return Json(await service.work.run(work))
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=HealthResponse, summary="It lives", tags=["state"])
     async def healthz() -> Json:
         return Json({"status": "ok"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         response_model=ReadyResponse,

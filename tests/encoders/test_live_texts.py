@@ -16,9 +16,9 @@ from encoders.config import EncoderConfig
 from encoders.encode import SCHEMA, embedding_rows, encode_behaviors
 from encoders.encode import TIME as TIME_TYPE
 from encoders.live_files import add_live, live_files, live_rows
-from encoders.live_texts import LiveTexts
+from encoders.live_texts import LiveTexts, append_live
 from encoders.pretrained import quiet_transformers
-from encoders.table import EmbeddingTable, append_live
+from encoders.table import EmbeddingTable
 from encoders.table_files import SPARE_ROWS
 from encoders.text_encoder import TextEncoder
 from feature_repo.behavior import behavior_id, hash63_array

@@ -226,6 +226,25 @@ def test_a_body_that_json_libraries_disagree_on(
     assert place in [problem["loc"] for problem in strict(response.text)["detail"]]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"user_id": "a\tb"}, "Control characters are not taken"),
+        ({"user_id": "ann", "topk": 3}, "This field is unknown; there are user_id, candidates, to"),
+        (
+            {
+                "user_id": "ann",
+                "changes": {"added": [{"scene": "search", "text": "x", "id": "L1"}]},
+            },
+            "This field is unknown; there are scene, text, item_id",
+        ),
+    ],
+)
+def test_a_malformed_body_is_told_of_in_words(client: TestClient, body: Any, words: str) -> None:
+    (problem,) = client.post("/v1/rank", json=body).json()["detail"]
+    assert problem["msg"].startswith(words)
+
+
 @pytest.mark.parametrize("body", [b"\xff\xfe\xfa", b'{"a": ' * 100_000, b'{"a": ' + b"1" * 5_000])
 def test_a_body_that_is_no_json_at_all(client: TestClient, body: bytes) -> None:
     response = client.post("/v1/rank", content=body, headers={"content-type": "application/json"})

@@ -165,22 +165,55 @@ def test_events() -> None:
         ([EVENT] * 1001, ["body", "events"]),
         ([EVENT, EVENT | {"user_id": "bob"}], ["body", "events", 1, "event_id"]),
         ([EVENT, EVENT | {"event_id": " e1 "}], ["body", "events", 1, "event_id"]),
-        ([{"event_id": "e1"}], ["body", "events", 0, "user_id"]),
-        ([EVENT | {"text": ""}], ["body", "events", 0, "text"]),
-        ([EVENT | {"text": "a\tb"}], ["body", "events", 0, "text"]),
-        ([EVENT | {"event_timestamp": 1}], ["body", "events", 0, "event_timestamp"]),
-        (
-            [EVENT | {"event_timestamp": "2024-05-01T10:00:00"}],
-            ["body", "events", 0, "event_timestamp"],
-        ),
+        (EVENT, ["body", "events"]),
     ],
 )
-def test_malformed_events(client: TestClient, events: list[Any], place: list[Any]) -> None:
+def test_malformed_posts_of_events(client: TestClient, events: Any, place: list[Any]) -> None:
     response = client.post("/v1/events", json={"events": events})
     assert response.status_code == 422
     assert place in [problem["loc"] for problem in response.json()["detail"]]
 
 
-def test_a_service_without_a_journal_has_no_address_for_events() -> None:
+def test_a_malformed_event_refuses_no_other() -> None:
+    bad: list[tuple[Any, str]] = [
+        ({"event_id": "e1"}, "user_id: This field is needed"),
+        (EVENT | {"text": ""}, "text: String should have at least 1 character"),
+        (EVENT | {"text": "a\tb"}, "text: Control characters are not taken"),
+        (EVENT | {"event_timestamp": 1}, "event_timestamp: Value error, expected a date and time"),
+        (
+            EVENT | {"event_timestamp": "2024-05-01T10:00:00"},
+            "event_timestamp: Input should have timezone info",
+        ),
+        (
+            EVENT | {"price": 7},
+            "This field is unknown; there are event_id, user_id, scene, text, item_id, event_time",
+        ),
+        ("purchase", "A JSON object is expected"),
+    ]
+    taken = EventList()
+    app = create_app(Deployment(StandIn()), directory=toy_directory(), events=taken)
+    good = [EVENT | {"event_id": "first"}, EVENT | {"event_id": "last"}]
+    never = EVENT | {"event_id": "never", "scene": "never"}
+    events = [good[0], *(event for event, _ in bad), never, good[1]]
+    with client_of(app) as client:
+        response = client.post("/v1/events", json={"events": events})
+        nothing = client.post("/v1/events", json={"events": ["purchase"]})
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["accepted"] == 2
+    assert list(taken.events) == ["first", "last"]
+    assert [one["index"] for one in answer["rejected"]] == list(range(1, len(bad) + 2))
+    for rejected, (_, wanted) in zip(answer["rejected"], bad, strict=False):
+        assert rejected["reason"].startswith(wanted)
+    assert answer["rejected"][-1]["reason"].startswith("there is no such scene")
+    (only,) = nothing.json()["rejected"]
+    assert only["reason"].startswith("A JSON object is expected")
+
+
+def test_a_service_without_a_journal_says_that_it_takes_no_events() -> None:
     app = create_app(Deployment(StandIn()), directory=toy_directory())
     assert "/v1/events" not in app.openapi()["paths"]
+    with client_of(app) as client:
+        refused = client.post("/v1/events", json={"events": [EVENT]})
+    assert refused.status_code == 404
+    assert "--no-events" in refused.json()["detail"]

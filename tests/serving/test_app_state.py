@@ -120,6 +120,11 @@ def test_ready_tells_of_a_run_that_could_not_be_loaded() -> None:
     assert answer.json()["notes"] == [sentence]
 
 
+def test_probes_may_ask_for_the_head_alone(client: TestClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert client.head(path).status_code == 200
+
+
 def test_other_addresses_and_methods(client: TestClient) -> None:
     for path in ("/nothing", "/v1/nothing", "/docs"):
         assert client.get(path).status_code == 404

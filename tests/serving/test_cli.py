@@ -65,6 +65,7 @@ def test_unknown_run(world: World) -> None:
         ("serve", "--served-log", "1.5"),
         ("serve", "--on-store-error", "ignore"),
         ("serve", "--log-format", "xml"),
+        ("serve", "--rate-limit", "often"),
         ("key",),
         ("key", "a b"),
         ("key", "dashboard", "--scope", "all"),
@@ -72,6 +73,14 @@ def test_unknown_run(world: World) -> None:
 )
 def test_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert run(tmp_path, *arguments).exit_code == 2
+
+
+def test_runs_that_are_not_there_are_said_before_anything_is_read(world: World) -> None:
+    for option in ("--run", "--shadow"):
+        result = run(world.home.root, "serve", "--port", "0", option, "other")
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "run 'other'" in line
 
 
 def test_wide_open_is_said_unless_keys_are_asked_for(tmp_path: Path) -> None:

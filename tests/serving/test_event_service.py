@@ -93,7 +93,7 @@ def test_a_data_set_that_is_known_too_late_is_refused_for_good(home: Home) -> No
     manifest = load_manifest(home)
     manifest.model_copy(update={"availability_delay_us": 3_600_000_000}).save(home.manifest)
     try:
-        with pytest.raises(LongtrailError, match="availability_delay_s of at most 0.001, got 3600"):
+        with pytest.raises(LongtrailError, match=r"availability_delay_s of at most 0\.001, got"):
             open_events(home)
     finally:
         manifest.save(home.manifest)

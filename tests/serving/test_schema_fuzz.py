@@ -12,7 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import Case, GenerationMode
-from schemathesis.checks import positive_data_acceptance
+from schemathesis.checks import negative_data_rejection, positive_data_acceptance
 
 from feature_repo.home import Home
 from serving.app import create_app
@@ -68,7 +68,10 @@ def test_every_answer_is_one_that_the_description_names(
     def check(case: Case[Any]) -> None:
         # What the model reads and which items there are is no part of the description, so what
         # fits it may still be refused.
-        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+        excluded = [positive_data_acceptance]
+        if path == "/v1/events":  # one that is malformed comes back among the rejected
+            excluded.append(negative_data_rejection)
+        case.call_and_validate(excluded_checks=excluded)
 
     check()
 

@@ -83,7 +83,7 @@ def test_a_changed_file_is_taken_and_a_broken_one_is_not(
     keys = ApiKeys(path)
     secret, entry = new_key("new", ["read"])
     path.write_text("nonsense", encoding="utf-8")
-    with pytest.raises(LongtrailError, match="is not TOML"):
+    with pytest.raises(LongtrailError, match=r"is not TOML.*; until then the keys of before"):
         keys.reload()
     assert keys.find(secrets["reader"]) is not None
     path.write_text(entry, encoding="utf-8")
@@ -100,13 +100,20 @@ DIGEST = "ab" * 32
     [
         (None, "cannot be read: No such file or directory"),
         ("[keys", "is not TOML"),
-        ("", r"is not usable \(keys: Field required\)"),
+        ("", r"is not usable \(keys: it has no \[keys\.NAME\] entry\)"),
         ("[keys]", "names no key, so nobody could ask"),
-        ("[keys.a]\nsha256 = 'my-secret'\nscopes = ['read']", r"keys\.a\.sha256: String should"),
-        (f"[keys.a]\nsha256 = '{DIGEST}'\nscopes = []", r"keys\.a\.scopes: List should"),
+        (
+            "[keys.a]\nsha256 = 'my-secret'\nscopes = ['read']",
+            r"keys\.a\.sha256: expected 64 hexadecimal",
+        ),
+        (
+            f"[keys.a]\nsha256 = '{DIGEST}'\nscopes = ['read']\nx = 1",
+            r"keys\.a\.x: there is no such field",
+        ),
+        (f"[keys.a]\nsha256 = '{DIGEST}'\nscopes = []", r"keys\.a\.scopes: expected a list"),
         (f"[keys.a]\nsha256 = '{DIGEST}'\nscopes = ['all']", r"keys\.a\.scopes\.0: Input should"),
-        (f"[keys.a]\nsha256 = '{DIGEST}'\nscope = ['read']", r"keys\.a\.scopes: Field required"),
-        (f"[keys.'a b']\nsha256 = '{DIGEST}'\nscopes = ['read']", "String should match"),
+        (f"[keys.a]\nsha256 = '{DIGEST}'\nscope = ['read']", r"keys\.a\.scopes: expected a list"),
+        (f"[keys.'a b']\nsha256 = '{DIGEST}'\nscopes = ['read']", "expected a name of letters"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(

@@ -41,17 +41,26 @@ def main(what: str) -> None:
         tell("toy-run")
         while not stopped.wait(0.05):
             pass
+        sys.stderr.write("stopped\n")
 
     def hangup() -> None:
         hangups.append(None)
         sys.stderr.write("changed\n")
+
+    def stop() -> None:
+        sys.stderr.write("stops\n")
 
     def gone(process_id: int) -> None:
         sys.stderr.write(f"gone {process_id}\n")
 
     try:
         workers = Workers(
-            serve, num_workers=2, on_gone=gone, on_hangup=hangup, min_life_s=MIN_LIFE_S
+            serve,
+            num_workers=2,
+            on_gone=gone,
+            on_hangup=hangup,
+            on_stop=stop,
+            min_life_s=MIN_LIFE_S,
         )
         workers.run(lambda run: print(run, flush=True))  # noqa: T201
     except LongtrailError as error:

@@ -123,8 +123,16 @@ def test_export_writes_the_deep_outputs_of_everyone(world, bahe):
     users = pq.read_table(home.view("user_embeddings") / "bahe")
     items = pq.read_table(home.view("item_embeddings") / "bahe")
     assert [str(f.type) for f in users.schema] == [
-        "string", "list<element: float>", "string", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]"
+        "string", "list<element: float>", "string", "int64", "int64",
+        "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]",
     ]  # fmt: skip
+    now = world.sources.manifest.now()
+    assert set(users["computed_time"].to_pylist()) == {int(now.timestamp())}
+    assert 0 not in users["history_key"].to_pylist()
+    texts = world.sources.reader.historical_items(
+        np.array(items["item_id"].to_pylist(), object), np.full(items.num_rows, 2**60)
+    ).text_ids
+    assert items["text_id"].to_pylist() == texts.tolist()
     assert users["user_id"].to_pylist() == sorted(set(world.events["user_id"]))
     assert result.num_items == items.num_rows == 48
     assert result.user_width == len(users["embedding"][0]) == 16
@@ -132,7 +140,6 @@ def test_export_writes_the_deep_outputs_of_everyone(world, bahe):
     assert set(users["model_version"].to_pylist()) == {"bahe"}
     last = world.events.groupby("user_id")["event_timestamp"].max()
     assert users["event_timestamp"].to_pylist() == last.sort_index().tolist()
-    now = world.sources.manifest.now()
     assert set(items["event_timestamp"].to_pylist()) == {now}
     model = load_model(world.sources, load_run_manifest(home, "bahe"))
     row = world.sources.table.rows(

@@ -56,9 +56,12 @@ def test_artifact_says_what_it_is(world, bahe):
     assert manifest.train_start == train_times.min()
     assert manifest.train_end == train_times.max()
     assert sorted(p.name for p in bahe.folder.iterdir()) == [
+        "head.pt2",
+        "items.pt2",
         "manifest.json",
         "reference.json",
         "score.pt2",
+        "users.pt2",
         "weights.safetensors",
     ]
     assert not list(world.sources.home.runs.glob("*.part"))
