@@ -57,6 +57,7 @@ BASELINES = (
     "din_text",
     "dcn_v2",
     "trees",
+    "bahe_small",
 )
 LIGHTGBM = "trees_lightgbm"
 SINGLE = "bahe_base"
