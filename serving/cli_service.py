@@ -1,5 +1,6 @@
 """``longtrail serve`` and ``longtrail key``: the service, and who may ask it."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +36,28 @@ model_threads_option = click.option(
     show_default=True,
     help="Threads of one call of the model; more than one pays on idle cores only.",
 )
+
+
+def _origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise click.BadParameter(
+                f"expected scheme and host without a path, such as https://shop.example, "
+                f"got {origin!r}"
+            )
+    return origins
+
+
+def _proxies(_: click.Context, __: click.Parameter, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address, strict=False)
+        except ValueError:
+            raise click.BadParameter(
+                f"expected an address or a network, such as 10.0.0.7 or 10.0.0.0/24, "
+                f"got {address!r}"
+            ) from None
+    return addresses
 
 
 @click.command()
@@ -96,6 +119,7 @@ model_threads_option = click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
+    callback=_origins,
     metavar="ORIGIN",
     help="Origin whose pages may ask; can be repeated.  [default: none]",
 )
@@ -111,6 +135,7 @@ model_threads_option = click.option(
     "--trusted-proxy",
     "trusted_proxies",
     multiple=True,
+    callback=_proxies,
     metavar="ADDRESS",
     help="Proxy whose X-Forwarded-For names the caller; can be repeated.  [default: none]",
 )

@@ -16,7 +16,7 @@ from serving.responses import Failure, Invalid
 from serving.work import WorkPool
 
 FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": Failure, "description": "The body is not JSON in UTF-8"},
+    400: {"model": Failure, "description": "The body is JSON that cannot be read: nested too deep"},
     401: {"model": Failure, "description": "No valid API key, where keys are asked for"},
     403: {"model": Failure, "description": "The API key lacks the scope"},
     404: {"model": Failure, "description": "Not known"},

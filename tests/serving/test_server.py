@@ -17,6 +17,7 @@ from typing import IO, Any
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 
 from feature_repo.artifact import set_current_run
 from feature_repo.errors import LongtrailError
@@ -259,6 +260,20 @@ def test_an_application_that_cannot_be_opened_is_one_sentence() -> None:
     with pytest.raises(LongtrailError, match="the toy is broken: mend it"):
         run_server(broken, host="127.0.0.1", port=0, announce=lambda *_: None)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_changed_while_it_was_opened_is_known_before_it_answers() -> None:
+    done: list[str] = []
+
+    def announce(_: str, run: str) -> None:
+        done.append(f"announced {run}")
+        signal.raise_signal(signal.SIGTERM)
+
+    opened = OpenedApp(
+        FastAPI(), "toy-run", lambda: done.append("refreshed"), lambda: done.append("closed")
+    )
+    run_server(lambda: opened, host="127.0.0.1", port=0, announce=announce)
+    assert done == ["refreshed", "announced toy-run", "closed"]
 
 
 def never() -> OpenedApp:
