@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore
 from filelock import FileLock
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from feature_repo import sequences
 from feature_repo.errors import StoreError
@@ -25,7 +26,7 @@ from feature_repo.live_rows import moment_of
 from feature_repo.manifest import DataManifest, Document, load_manifest
 from feature_repo.offline_files import LIVE_PART
 from feature_repo.postgres_load import load_tables
-from feature_repo.postgres_session import Database
+from feature_repo.postgres_session import PATIENCE_S, Database
 from feature_repo.publish import FILES_PROFILE
 from feature_repo.push import event_table, stored_events
 
@@ -74,9 +75,19 @@ class LiveOffline:
     def catch_up(self) -> None:
         """Make every accepted event part of the offline store; milliseconds where nothing is new.
 
+        A server that restarts meanwhile is waited for, as by every reading.
+
         Raises:
             StoreError: If a store fails.
         """
+        Retrying(
+            retry=retry_if_exception_type(StoreError),
+            stop=stop_after_delay(0 if self._profile == FILES_PROFILE else PATIENCE_S),
+            wait=wait_exponential(multiplier=0.1, max=1),
+            reraise=True,
+        )(self._catch_up)
+
+    def _catch_up(self) -> None:
         journal = self.journal()
         if journal is None:
             return

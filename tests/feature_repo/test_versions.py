@@ -77,13 +77,17 @@ def write_run(home: Home, run: str, number: int, **changes: Any) -> None:
 def write_export(home: Home, run: str, number: float) -> None:
     """Vectors of two users and one item, each full of one number."""
     time = pa.array([BEGUN] * 2, pa.timestamp("us", tz="UTC"))
-    for entity, ids in (("user", ["1", "2"]), ("item", ["P1"])):
+    for entity, ids, origin in (
+        ("user", ["1", "2"], ("history_key", "computed_time")),
+        ("item", ["P1"], ("text_id",)),
+    ):
         folder = home.view(f"{entity}_embeddings") / run
         folder.mkdir(parents=True)
         columns = {
             f"{entity}_id": ids,
             "embedding": pa.array([[number] * 2] * len(ids), pa.list_(pa.float32())),
             "model_version": [run] * len(ids),
+            **dict.fromkeys(origin, pa.array([7] * len(ids), pa.int64())),
             "event_timestamp": time[: len(ids)],
             "created_timestamp": time[: len(ids)],
         }
