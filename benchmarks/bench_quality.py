@@ -57,7 +57,7 @@ BASELINES = (
     "din_text",
     "dcn_v2",
     "trees",
-    "bahe_small",
+    "bahe_fast",
 )
 LIGHTGBM = "trees_lightgbm"
 SINGLE = "bahe_base"

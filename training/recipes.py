@@ -102,14 +102,23 @@ class Recipe:
 
 
 def bahe_small() -> Recipe:
-    """For a first run and for cheap serving: late fusion alone, a small head, one pass.
+    """For a first run: one deep layer over the last 20 behaviours, one pass over the data."""
+    return Recipe(
+        name="bahe_small",
+        model=BaheConfig(num_deep_layers=1, deep_length=20),
+        training=TrainingConfig(epochs=1),
+    )
+
+
+def bahe_fast() -> Recipe:
+    """For cheap serving: late fusion alone, a small head, one pass.
 
     What the candidate has to do with single behaviours comes in through the evidence, which is a
     few numbers per candidate; the head reads them and the deep outputs. It costs a tenth of
     ``bahe_base``'s per candidate.
     """
     return Recipe(
-        name="bahe_small",
+        name="bahe_fast",
         model=BaheConfig(
             num_deep_layers=1,
             deep_length=20,
@@ -260,6 +269,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
         bahe_small,
+        bahe_fast,
         bahe_base,
         bahe_large,
         bahe_with_trees,
