@@ -235,10 +235,15 @@ class EmbeddingTable:
     def directions(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of rows [R] at unit length, float32 [R, D]; zero for row 0."""
         vectors = np.asarray(self.vectors).take(rows, axis=0).astype(np.float32, copy=False)
-        lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-        lengths[lengths == 0] = 1
-        vectors /= lengths
-        return vectors
+        return unit_length(vectors)
+
+
+def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors [R, D] at unit length, in place; zero where they are."""
+    lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+    lengths[lengths == 0] = 1
+    vectors /= lengths
+    return vectors
 
 
 def _find(

@@ -149,8 +149,7 @@ def load_current_run(home: Home) -> CurrentRun:
     Raises:
         MissingStepError: If nothing has been trained in ``home``, or no run is current.
     """
-    runs = finished_runs(home)
-    if runs and not home.current_run.exists():
+    if not home.current_run.exists() and (runs := finished_runs(home)):
         raise MissingStepError(
             f"no run in {home.runs} is current: choose one with `longtrail promote RUN` (there "
             f"are: {', '.join(runs)})"

@@ -22,8 +22,8 @@ from feature_repo.feature_files import engine, write_rows
 from feature_repo.fields import EVENT_TIMESTAMP, arrow_schema
 from feature_repo.home import Home, complete_file
 from feature_repo.live_events import EventJournal
-from feature_repo.live_rows import moment_of
 from feature_repo.manifest import DataManifest, Document, load_manifest
+from feature_repo.moments import moment_of
 from feature_repo.offline_files import LIVE_PART
 from feature_repo.postgres_load import load_tables
 from feature_repo.postgres_session import PATIENCE_S, Database

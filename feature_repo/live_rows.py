@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 _CHUNK = 500
 """Values in one statement; databases limit them."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 METADATA = sa.MetaData()
 EVENTS = sa.Table(
@@ -103,16 +101,6 @@ class Turn:
                 )
                 .values(applied=True)
             )
-
-
-def micros(moment: datetime) -> int:
-    """Epoch microseconds of a moment with time zone."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
-def moment_of(time: int) -> datetime:
-    """The moment of epoch microseconds, UTC."""
-    return _EPOCH + timedelta(microseconds=time)
 
 
 def chunks(values: Iterable[Any]) -> Iterator[list[Any]]:

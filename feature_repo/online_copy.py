@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain
 
 import numpy as np
@@ -27,6 +27,7 @@ from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import VALUE_FIELDS
 from feature_repo.fields import EVENT_TIMESTAMP
 from feature_repo.manifest import Document
+from feature_repo.moments import EPOCH, MICROSECOND, micros
 from feature_repo.offline import OfflineStore
 from feature_repo.online import OnlineWriter
 from feature_repo.progress import Progress
@@ -39,8 +40,6 @@ WINDOW_ROWS = 50_000
 """Rows after which the record is written: what a kill makes the next run write again."""
 _SWEEP_KEYS = 50_000
 """Online keys that are looked up offline at once; one lookup reads all keys of the view."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
@@ -169,7 +168,7 @@ class ViewCopy:
         elif open_copy := self._plan(state, parts, features, full=full):
             if state is None or open_copy.parts != state.parts:
                 num_future, _ = self.offline.newest_rows(
-                    name, start=self.end + _MICROSECOND, end=_FOREVER, batch_rows=self.batch_rows
+                    name, start=self.end + MICROSECOND, end=_FOREVER, batch_rows=self.batch_rows
                 )
             if open_copy.whole:
                 state = CopyState(run=uuid.uuid4().hex, num_windows=0)
@@ -288,15 +287,15 @@ class ViewCopy:
 
     def _expires(self, work: Unfinished) -> bool:
         """Whether a row may be older than the view's time to live."""
-        oldest = work.end - self.view.ttl if self.view.ttl else _EPOCH
-        return oldest > _EPOCH and any(
+        oldest = work.end - self.view.ttl if self.view.ttl else EPOCH
+        return oldest > EPOCH and any(
             self.offline.first_event(self.view.name, part) < oldest for part in work.parts
         )
 
     def _sweep(self, work: Unfinished) -> int:
         """Delete online rows whose key has no row offline that is not expired."""
         num_removed = 0
-        moment = (work.end - _EPOCH) // _MICROSECOND
+        moment = micros(work.end)
         for keys in self.writer.keys(self.view, _SWEEP_KEYS):
             if not len(keys):
                 continue

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ from redis.lock import Lock
 from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import KeyCodec, time_bytes, times_from_bytes, value_bytes
 from feature_repo.fields import EVENT_TIMESTAMP
+from feature_repo.moments import micros
 from feature_repo.redis_lookup import RedisLine, ViewLayout
 from feature_repo.redis_pruning import RedisPruning
 
@@ -33,8 +34,6 @@ WRITE_TIMEOUT_S = 5.0
 _LOCK_S = 30.0
 """A dead owner on another machine blocks others for this long."""
 _PIPELINE_KEYS = 2000
-_MICROSECOND = timedelta(microseconds=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # KEYS: hash. ARGV: newest time that may be replaced, field of the time, command, its arguments.
 # A Timestamp is two varints. Numbers are doubles here: seven groups of 7 bits are exact, and tell a
@@ -132,7 +131,7 @@ class RedisWriter:
         keys = layout.codec.encode(batch.column(_key(view)).to_pylist())
         moments = batch.column(EVENT_TIMESTAMP).cast(pa.timestamp("us", tz="UTC"))
         times = np.asarray(moments.cast(pa.int64()))
-        limits = times if until is None else np.maximum(times, _micros(until))
+        limits = times if until is None else np.maximum(times, micros(until))
         columns: list[Sequence[bytes]] = [[layout.time] * len(keys), time_bytes(times)]
         for name, (field, kind) in layout.features.items():
             columns += [[field] * len(keys), value_bytes(batch.column(name), kind)]
@@ -144,7 +143,7 @@ class RedisWriter:
         layout = ViewLayout.of(self._store, view)
         fields = (layout.time, *(field for field, _ in layout.features.values()))
         encoded = layout.codec.encode(keys.to_pylist())
-        (limit,) = time_bytes(np.array([_micros(until)]))
+        (limit,) = time_bytes(np.array([micros(until)]))
         return sum(
             self._run(layout, part, [limit] * len(part), b"HDEL", [fields] * len(part))
             for part in _batches(encoded, _PIPELINE_KEYS)
@@ -205,11 +204,11 @@ class RedisWriter:
     def turn_back(self, view: FeatureView, *, to: datetime, now: Callable[[], datetime]) -> int:
         """Change the event times that are still those that were read."""
         layout = ViewLayout.of(self._store, view)
-        (moment,) = time_bytes(np.array([_micros(to)]))
+        (moment,) = time_bytes(np.array([micros(to)]))
         num_rows = 0
         for keys in _batches(self._scan(layout.codec), _PIPELINE_KEYS):
             times = [time for (time,) in self._line.hashes(keys, [layout.time])]
-            latest = _micros(now())
+            latest = micros(now())
             rows = zip(keys, times, times_from_bytes(times).tolist(), strict=True)
             ahead = [(key, time) for key, time, micros in rows if time and micros > latest]
             num_rows += self._run(
@@ -266,11 +265,6 @@ class RedisWriter:
 def _key(view: FeatureView) -> str:
     name: str = view.entity_columns[0].name
     return name
-
-
-def _micros(moment: datetime) -> int:
-    """Epoch microseconds."""
-    return (moment - _EPOCH) // _MICROSECOND
 
 
 def _batches(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

@@ -30,8 +30,9 @@ from feature_repo.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, arrow_schema
 from feature_repo.home import Home
 from feature_repo.ingest import bucket_of
 from feature_repo.live_events import EventJournal
-from feature_repo.live_rows import JournalEvent, moment_of
+from feature_repo.live_rows import JournalEvent
 from feature_repo.manifest import DataManifest, LiveClock, load_manifest
+from feature_repo.moments import moment_of
 from feature_repo.online import OnlineWriter
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ row order and count, time zones, expired rows, unknown keys, nulls.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from feature_repo.home import Home
 from feature_repo.item_neighbors import NEIGHBOR_FIELDS, NUM_NEIGHBORS
 from feature_repo.live_offline import LiveOffline
 from feature_repo.manifest import DataClock, DataManifest, load_manifest
+from feature_repo.moments import micros
 from feature_repo.offline_files import STEPS
 from feature_repo.profiles import DEFAULT_PROFILE, open_store
 from feature_repo.version_names import Entity, encoder_view, run_view, unversioned
@@ -152,8 +153,7 @@ class FeatureReader:
         moment = at or self._clock()
         if moment.tzinfo is None:
             raise ValueError(f"at must have a time zone, got {moment}")
-        epoch = datetime(1970, 1, 1, tzinfo=UTC)
-        return np.full(num, (moment - epoch) // timedelta(microseconds=1), dtype=np.int64)
+        return np.full(num, micros(moment), dtype=np.int64)
 
     # Offline.
     def historical_users(

@@ -21,10 +21,11 @@ from feature_repo.columns import Column, Columns, Ragged
 from feature_repo.errors import ArtifactError
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
+from feature_repo.moments import micros
 from feature_repo.parity import ViewParity, smallest_hashes
 from feature_repo.reader import FeatureReader
 from feature_repo.served_files import read_served, request_ids, served_files
-from feature_repo.served_rows import ServedRequest, kept, micros, neighbor_hashes
+from feature_repo.served_rows import ServedRequest, kept, neighbor_hashes
 from feature_repo.version_names import Entity
 from feature_repo.view_reader import Join
 

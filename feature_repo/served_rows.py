@@ -13,7 +13,7 @@ Shapes: T = logged items of a request, F = dense columns, K = categorical column
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from feature_repo.behavior import hash63_bytes
 from feature_repo.columns import Ragged
 from feature_repo.features import SceneSequence, UserFeatures
+from feature_repo.moments import micros
 
 _TIME = pa.timestamp("us", tz="UTC")
 _WORDS, _LONGS, _FLOATS = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.float32())
@@ -61,7 +62,6 @@ SCHEMA = pa.schema(
     }
 )
 _NOTHING = np.zeros(0, dtype=np.int64)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,3 @@ def _items(plain: Any, numbers: Any) -> ServedItems:
         category_names=categories,
         neighbors=numbers("neighbors"),
     )
-
-
-def micros(moment: datetime) -> int:
-    """Epoch microseconds of a moment with a zone, exactly."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -30,6 +30,7 @@ from feature_repo.artifact import (
     ArtifactManifest,
     ProgramParts,
     check_run_folder,
+    finished_runs,
 )
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
@@ -116,7 +117,7 @@ def load_artifact(home: Home, run: str) -> Artifact:
     """
     folder = home.runs / run
     if not run or Path(run).name != run or not folder.is_dir():
-        runs = sorted(path.parent.name for path in home.runs.glob(f"*/{MANIFEST_FILE}"))
+        runs = finished_runs(home)
         raise ArtifactError(
             f"there is no run {run!r} in {home.runs}; "
             + (f"there are: {', '.join(runs)}" if runs else "run `longtrail train` first")

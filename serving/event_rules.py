@@ -10,8 +10,9 @@ from feature_repo.behavior import behavior_id, normalize
 from feature_repo.catalog import Catalog
 from feature_repo.errors import StoreError
 from feature_repo.home import Home
-from feature_repo.live_rows import JournalEvent, micros
+from feature_repo.live_rows import JournalEvent
 from feature_repo.manifest import DataManifest, load_manifest
+from feature_repo.moments import micros
 from feature_repo.push import read_tables
 from feature_repo.validate import BROKEN_TEXT
 

@@ -18,6 +18,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.table import unit_length
 from feature_repo.errors import LongtrailError
 from feature_repo.features import ItemFeatures, OnlineReader
 from serving.items import Catalogue, ItemSnapshot, ascending, concatenate
@@ -191,9 +192,8 @@ class ItemCache:
             moments=moments[:, [features.age_names.index(name) for name in ages]],
             recent_behaviors=_recent_behaviors(features, scorer.manifest.scenes),
             outputs=None,
-            row={},
         ).take(np.flatnonzero(features.found))
-        if not scorer.has_parts:
+        if scorer.form is None:
             return snapshot
         return replace(snapshot, outputs=scorer.item_outputs(snapshot.inputs.candidate_rows))
 
@@ -223,8 +223,7 @@ def _directions(items: ItemSnapshot, scorer: Scorer) -> NDArray[np.float32]:
     """See :attr:`Catalogue.directions`."""
     if items.outputs is None:
         return scorer.unit_vectors(items.text_ids)
-    lengths = np.linalg.norm(items.outputs, axis=1, keepdims=True)
-    directions = (items.outputs / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    directions = unit_length(items.outputs.copy())
     directions[items.inputs.candidate_rows == 0] = 0
     return directions
 

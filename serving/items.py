@@ -6,7 +6,7 @@ Shapes: R = items, Q = width of a deep output, D = width of a text vector, A = a
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from encoders.inputs import ItemInputs
 from feature_repo.features import ages_days
+from feature_repo.moments import micros
 from serving.scoring import Scorer
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class ItemSnapshot:
         moments: float64 [R, A]; where these days begin, epoch seconds, NaN where missing.
         recent_behaviors: float32 [R]; of the last 30 days, all scenes and users.
         outputs: float32 [R, Q]; deep outputs, where the model has them.
-        row: item_id -> row.
     """
 
     at: datetime
@@ -44,20 +41,22 @@ class ItemSnapshot:
     moments: NDArray[np.float64]
     recent_behaviors: NDArray[np.float32]
     outputs: NDArray[np.float32] | None
-    row: dict[str, int]
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """item_id -> row."""
+        return {str(item_id): i for i, item_id in enumerate(self.item_ids)}
 
     def take(self, rows: NDArray[np.intp]) -> "ItemSnapshot":
         """Only the given rows, in their order."""
-        item_ids = self.item_ids[rows]
         return replace(
             self,
-            item_ids=item_ids,
+            item_ids=self.item_ids[rows],
             text_ids=self.text_ids[rows],
             inputs=self.inputs.take(rows),
             moments=self.moments[rows],
             recent_behaviors=self.recent_behaviors[rows],
             outputs=None if self.outputs is None else self.outputs[rows],
-            row={str(item_id): i for i, item_id in enumerate(item_ids)},
         )
 
     def at_moment(self, at: datetime) -> "ItemSnapshot":
@@ -65,7 +64,7 @@ class ItemSnapshot:
         if at == self.at or not len(self.age_columns):
             return replace(self, at=at)
         dense = self.inputs.candidate_dense.copy()
-        times = np.full(len(dense), (at - _EPOCH) // _MICROSECOND, dtype=np.int64)
+        times = np.full(len(dense), micros(at), dtype=np.int64)
         dense[:, self.age_columns] = ages_days(self.moments, times)
         return replace(self, at=at, inputs=replace(self.inputs, candidate_dense=dense))
 
@@ -103,48 +102,47 @@ class Catalogue:
 
     def work_out(self) -> None:
         """Sort what requests need sorted, before the first of them does."""
-        self.by_popularity, self._key_order  # noqa: B018
+        self.by_popularity, self._key_order, self.items.row  # noqa: B018
 
     @cached_property
     def by_popularity(self) -> NDArray[np.intp]:
         """Rows of all items, the most popular first."""
         return np.argsort(-self.items.recent_behaviors, kind="stable")
 
-    def ids_of_keys(self, keys: NDArray[np.int64]) -> list[str | None]:
-        """Ids of the items with these keys, None where one is no item's."""
-        ordered, order = self._key_order
-        if not len(ordered):
-            return [None] * len(keys)
-        places = np.minimum(ordered.searchsorted(keys), len(ordered) - 1)
-        ids = self.items.item_ids[order[places]]
-        return [
-            str(item_id) if found else None
-            for item_id, found in zip(ids, ordered[places] == keys, strict=True)
-        ]
-
     @cached_property
     def _key_order(self) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
         order = np.argsort(self.items.inputs.candidate_item_keys)
         return self.items.inputs.candidate_item_keys[order], order
 
-    def rows_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.intp]:
-        """Rows of the items with these keys; those that are no item's are left out."""
+    def _find(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Rows of the items with these keys, and which keys are an item's."""
         ordered, order = self._key_order
         if not len(ordered):
-            return np.zeros(0, dtype=np.intp)
+            return np.zeros(len(keys), dtype=np.intp), np.zeros(len(keys), dtype=bool)
         places = np.minimum(ordered.searchsorted(keys), len(ordered) - 1)
-        rows: NDArray[np.intp] = order[places[ordered[places] == keys]]
-        return rows
+        return order[places], ordered[places] == keys
+
+    def rows_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Rows of the items with these keys; those that are no item's are left out."""
+        rows, found = self._find(keys)
+        return rows[found]
+
+    def ids_of_keys(self, keys: NDArray[np.int64]) -> list[str | None]:
+        """Ids of the items with these keys, None where one is no item's."""
+        ids: list[str | None] = [None] * len(keys)
+        rows, found = self._find(keys)
+        for place in np.flatnonzero(found):
+            ids[place] = str(self.items.item_ids[rows[place]])
+        return ids
 
 
 def concatenate(parts: Sequence[ItemSnapshot]) -> ItemSnapshot:
     """The rows of all parts, of one moment, in their order."""
     first = parts[0]
     outputs = [part.outputs for part in parts if part.outputs is not None]
-    item_ids = np.concatenate([part.item_ids for part in parts])
     return replace(
         first,
-        item_ids=item_ids,
+        item_ids=np.concatenate([part.item_ids for part in parts]),
         text_ids=np.concatenate([part.text_ids for part in parts]),
         inputs=ItemInputs(
             **{
@@ -155,7 +153,6 @@ def concatenate(parts: Sequence[ItemSnapshot]) -> ItemSnapshot:
         moments=np.concatenate([part.moments for part in parts]),
         recent_behaviors=np.concatenate([part.recent_behaviors for part in parts]),
         outputs=np.concatenate(outputs) if outputs else None,
-        row={str(item_id): i for i, item_id in enumerate(item_ids)},
     )
 
 

@@ -15,6 +15,7 @@ from encoders.inputs import UserInputs
 from feature_repo.behavior import normalize
 from feature_repo.errors import LongtrailError, StoreError
 from feature_repo.features import OnlineReader, UserFeatures
+from feature_repo.moments import micros
 from serving.answers import HistoryChanges, UserPath
 from serving.changes import change_history
 from serving.freshness import history_key, is_current
@@ -244,7 +245,7 @@ class Preparation:
             nobody = replace(
                 self._nobody,
                 user_ids=np.array([user_id], dtype=object),
-                request_times=np.array([int(at.timestamp() * 1_000_000)], dtype=np.int64),
+                request_times=np.array([micros(at)], dtype=np.int64),
             )
             return nobody, [
                 "the feature store does not answer: ranked by the model with an empty history"

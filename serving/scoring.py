@@ -109,13 +109,8 @@ class Scorer:
         """What deep outputs depend on; None where they cannot be computed apart from scores."""
         return None if self._artifact.parts is None else self._artifact.parts.form
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether they can."""
-        return self._artifact.parts is not None
-
     def user_outputs(self, user: UserInputs) -> NDArray[np.float32]:
-        """Deep outputs of users, [B, S, Q]; for a model that :attr:`has_parts`."""
+        """Deep outputs of users, [B, S, Q]; for a model with a :attr:`form`."""
         assert self._artifact.parts is not None
         newest = user.last(self.manifest.sequence_length)
         history = _tensors(newest.history_rows, newest.history_ages)
@@ -126,7 +121,7 @@ class Scorer:
         return outputs
 
     def item_outputs(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Deep outputs of titles by their table rows, [R, Q]; for a model that has parts.
+        """Deep outputs of titles by their table rows, [R, Q]; for a model with a :attr:`form`.
 
         Cost: each distinct row once, in calls of at most C rows.
         """

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from feature_repo.artifact import load_run_manifest
 from feature_repo.catalog import Catalog
 from feature_repo.errors import ArtifactError
 from feature_repo.home import complete_folder
+from feature_repo.moments import micros
 from feature_repo.progress import Progress, silent
 from training.artifact import load_model
 from training.parts import deep_model
@@ -70,7 +70,7 @@ def export_embeddings(
             "choose a run of a bahe recipe"
         )
     now = sources.manifest.now()
-    now_us = (now - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    now_us = micros(now)
     table = torch.from_numpy(sources.table.vectors)
 
     def user_rows(ids: NDArray[np.object_]) -> _Rows:

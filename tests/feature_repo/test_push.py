@@ -21,9 +21,10 @@ from feature_repo.errors import StoreError
 from feature_repo.fields import EVENT_TIMESTAMP
 from feature_repo.home import Home
 from feature_repo.live_events import EventJournal
-from feature_repo.live_rows import JournalEvent, micros, moment_of
+from feature_repo.live_rows import JournalEvent
 from feature_repo.manifest import DataClock, load_manifest
 from feature_repo.materialize import materialize
+from feature_repo.moments import micros, moment_of
 from feature_repo.offline_files import LIVE_PART
 from feature_repo.online import open_writer
 from feature_repo.parity import check_parity

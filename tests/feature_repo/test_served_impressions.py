@@ -19,9 +19,10 @@ from feature_repo.features import UserFeatures
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
 from feature_repo.manifest import load_manifest
+from feature_repo.moments import micros
 from feature_repo.served_files import write_served
 from feature_repo.served_impressions import clicks_query, join_clicks, write_dataset
-from feature_repo.served_rows import ServedItems, ServedRequest, micros
+from feature_repo.served_rows import ServedItems, ServedRequest
 from longtrail import main
 from training.impressions import load_impressions, load_impressions_file
 

@@ -33,7 +33,6 @@ def catalogue(outputs: np.ndarray | None, popularity: np.ndarray) -> Catalogue:
         moments=np.zeros((num, 0)),
         recent_behaviors=popularity.astype(np.float32),
         outputs=outputs,
-        row={},
     )
     directions = np.zeros((num, 2), np.float32)
     return Catalogue(None, items, directions, popular_from=1.0, alike_from=0.9)  # type: ignore[arg-type]
