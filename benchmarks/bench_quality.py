@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.results_file import write_result
 from encoders.config import EncoderConfig, TuningConfig
+from encoders.devices import torch_threads
 from encoders.encode import encode_behaviors
 from encoders.tuning import tune
 from feature_repo.artifact import MANIFEST_FILE
@@ -41,7 +42,6 @@ from feature_repo.ingest import ingest
 from feature_repo.materialize import apply
 from feature_repo.progress import late_bar, progress_bar
 from training.ablations import FULL, ablate, plan_variants
-from training.devices import torch_threads
 from training.evaluate import Evaluation, measure, score_runs
 from training.overrides import override
 from training.recipes import RECIPES, Recipe

@@ -121,6 +121,27 @@ class Home:
         """What was copied online (:class:`feature_repo.materialize.Materialized`)."""
         return self.root / f"materialized-{profile}.json"
 
+    # The domain language model.
+    @property
+    def corpus(self) -> Path:
+        """Folder of the documents that language models learn from."""
+        return self.root / "lm" / "corpus"
+
+    @property
+    def tokenizers(self) -> Path:
+        """Folder with one folder per tokenizer."""
+        return self.root / "lm" / "tokenizers"
+
+    @property
+    def shards(self) -> Path:
+        """Folder with one folder of tokenised documents per corpus and tokenizer."""
+        return self.root / "lm" / "shards"
+
+    @property
+    def models(self) -> Path:
+        """Folder with one model folder per language model that was made here."""
+        return self.root / "lm" / "models"
+
     # Written by live events.
     @property
     def live_events(self) -> Path:

@@ -93,10 +93,10 @@ def evaluate(
     """
     if ablate and (runs or against or impressions):
         raise click.UsageError("--ablate takes no RUN, --against or --impressions")
+    from encoders.devices import torch_threads
     from feature_repo.artifact import current_run
     from training.ablations import FULL
     from training.ablations import ablate as run_ablations
-    from training.devices import torch_threads
     from training.evaluate import load_rows, measure, score_runs
     from training.explain import explain_examples
     from training.report import write_report

@@ -29,8 +29,8 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
     Example:
       longtrail export bahe_small-20260101-120000
     """
+    from encoders.devices import torch_threads
     from feature_repo.artifact import current_run
-    from training.devices import torch_threads
     from training.export import export_embeddings
     from training.sources import Sources
 

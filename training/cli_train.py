@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import click
 
+from encoders.tracking import TRACKERS
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import late_bar
 from training.overrides import override
 from training.recipes import RECIPES, Recipe
-from training.tracking import TRACKERS
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
 # imports the modules that need them when it runs.
@@ -104,7 +104,7 @@ def train(
       longtrail train --set model.deep_length=50 --set model.hidden=256,128 --track tensorboard
       torchrun --nproc_per_node=2 -m training -- --recipe bahe_base
     """
-    from training.devices import open_devices
+    from encoders.devices import open_devices
     from training.sources import Sources
     from training.train import train as run_training
 

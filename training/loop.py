@@ -27,19 +27,19 @@ from encoders.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from encoders.devices import Devices
 from encoders.schedule import warmup_cosine
+from encoders.tracking import Meter, NoTracker, Tracker
 from feature_repo.errors import DataSetError
 from feature_repo.progress import Progress
 from training.batches import count_batches, make_batch, plan_batches, split_batch
 from training.checkpoint import RunCheckpoint, RunState
 from training.dataset import ClickData
-from training.devices import Devices
 from training.metrics import auc, logloss
 from training.optimization import make_average, make_optimizer, set_learning_rates
 from training.program_inputs import ClickModel
 from training.recipes import TrainingConfig
 from training.scoring import probabilities, score
-from training.tracking import Meter, NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
 

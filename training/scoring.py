@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders.devices import Devices
 from feature_repo.progress import Progress, silent
 from training.batches import iterate, plan_batches
 from training.dataset import ClickData
-from training.devices import Devices
 
 BATCH_CONTEXTS = 64
 MAX_CANDIDATES = 64

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from encoders.checkpoint import checkpoint_folder
+from encoders.devices import Devices, deterministic_algorithms, open_devices, torch_threads
+from encoders.tracking import Tracker, check_tracker, final_figures, open_tracker
 from feature_repo.artifact import (
     MANIFEST_FILE,
     PROGRAM_FILE,
@@ -30,7 +32,6 @@ from training.build import build_model, fit_inputs, pretrained_layers, texts_to_
 from training.calibration import CalibratedModel, fit_calibration, fit_platt
 from training.checkpoint import RunCheckpoint, find_unfinished, open_run_checkpoint
 from training.dataset import ClickData, read_clicks
-from training.devices import Devices, deterministic_algorithms, open_devices, torch_threads
 from training.identity import check_run_name, new_run_name, run_fingerprint
 from training.impressions import load_impressions
 from training.loop import LoopResult, TrainingLoop
@@ -43,7 +44,6 @@ from training.reference import training_reference
 from training.schema import InputSchema
 from training.scoring import probabilities, score
 from training.sources import Sources
-from training.tracking import Tracker, check_tracker, final_figures, open_tracker
 from training.trees import Trees
 
 
@@ -94,8 +94,8 @@ def train(
         threads: Of the arithmetic; None = one per core, shared among the processes.
         make_current: Make it the run that is served; None = unless it is a baseline.
         data: What :func:`read_splits` returned, for several recipes on one reading; None = read.
-        devices: Of :func:`training.devices.open_devices`; None = opened here.
-        track: Where curves go, one of :data:`training.tracking.TRACKERS`; None = nowhere.
+        devices: Of :func:`encoders.devices.open_devices`; None = opened here.
+        track: Where curves go, one of :data:`encoders.tracking.TRACKERS`; None = nowhere.
         reading: Told impressions read.
         learning: Told rows learned from, and the loss.
 

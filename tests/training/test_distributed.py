@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encoders.devices import Devices, open_devices, torch_threads
 from tests.training.world import make_world, small_bahe
 from training.__main__ import command_line
-from training.devices import Devices, open_devices, torch_threads
 from training.recipes import Recipe, TrainingConfig
 from training.train import train
 
@@ -48,7 +48,7 @@ import torch
 from torch import nn
 from tests.training.test_distributed import NUM_USERS, recipe
 from tests.training.world import make_world
-from training.devices import open_devices
+from encoders.devices import open_devices
 from training.train import train
 
 root = Path(sys.argv[1])

@@ -3,11 +3,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from feature_repo.errors import LongtrailError
-from feature_repo.home import Home
-from tests.training.world import make_world
-from training.recipes import RECIPES
-from training.tracking import (
+from encoders.tracking import (
     EXPERIMENT,
     Meter,
     check_tracker,
@@ -15,6 +11,10 @@ from training.tracking import (
     flatten,
     open_tracker,
 )
+from feature_repo.errors import LongtrailError
+from feature_repo.home import Home
+from tests.training.world import make_world
+from training.recipes import RECIPES
 from training.train import train
 
 

@@ -1,0 +1,1 @@
+"""The domain language model: corpus, tokenizer, pretraining, tuning, evaluation."""
