@@ -76,8 +76,16 @@ def load_config(name_or_folder: str) -> Any:
     return config
 
 
-def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a base model (no task head) with all its weights, in evaluation mode.
+def load_model(
+    name_or_folder: str, dtype: torch.dtype = torch.float32, *, auto: Any = AutoModel
+) -> PreTrainedModel:
+    """Load a model with all its weights, in evaluation mode.
+
+    Args:
+        name_or_folder: See :func:`find_model_folder`.
+        dtype: Of the weights.
+        auto: Of transformers: ``AutoModel`` has no head, ``AutoModelForCausalLM`` one that tells
+            the next token.
 
     Raises:
         EncoderError: If it cannot be found or loaded, or if weights are missing from its files,
@@ -85,7 +93,7 @@ def load_model(name_or_folder: str, dtype: torch.dtype = torch.float32) -> PreTr
     """
     folder = find_model_folder(name_or_folder)
     with quiet_transformers(), _sentence(name_or_folder, folder):
-        model, report = AutoModel.from_pretrained(
+        model, report = auto.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     # The pooler is a head for sentence pairs that many checkpoints lack; no half keeps it.

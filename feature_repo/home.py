@@ -142,6 +142,11 @@ class Home:
         """Folder with one model folder per language model that was made here."""
         return self.root / "lm" / "models"
 
+    @property
+    def evaluations(self) -> Path:
+        """Folder of what was measured of language models."""
+        return self.root / "lm" / "evaluations"
+
     # Written by live events.
     @property
     def live_events(self) -> Path:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from encoders.page import Plot, Section, Table, write_page
 from feature_repo.drift import FeatureDrift
 from feature_repo.view_statistics import ViewStatistics
 from training import plots
 from training.drift import WindowDrift
-from training.page import Plot, Section, Table, write_page
 
 _SHOWN = 6
 """Features of which the bins are drawn."""

@@ -3,76 +3,19 @@
 Shapes: R = rows, P = points.
 """
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from encoders.drawing import BROAD, COLORS, INK, svg
 from training.bootstrap import Labels, Scores
 from training.metrics import calibration_bins
 
-_INK = "#010203"
-"""Stands for the page's text colour until the SVG is written."""
-COLORS = ("#2a78c2", "#d1701c", "#3f9e63", "#a34fb0", "#c23b4e", "#7a7f87")
-"""Legible on white and on near-black."""
-_STYLE: Any = {  # matplotlib types its keys one by one
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-_WIDTH, _BROAD, _HEIGHT = 4.6, 9.2, 3.4
-"""Inches: of a plot beside others, of one as wide as the page, of both."""
 _CURVE_POINTS = 200
-
-
-def _svg(
-    name: str,
-    draw: Callable[[Sequence[Axes]], None],
-    *,
-    panels: int = 1,
-    width: float = _WIDTH,
-) -> str:
-    """Draw on ``panels`` axes beside each other.
-
-    Args:
-        name: Unique in the page: keeps the ids inside the SVG apart.
-        draw: Given the axes.
-        panels: Number of axes.
-        width: Of all together, inches of 72 units.
-    """
-    with mpl.rc_context(_STYLE), mpl.rc_context({"svg.hashsalt": name}):
-        figure = Figure(figsize=(width, _HEIGHT), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(list(axes))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Ids of groups are counted, so two plots would share them; nothing refers to them.
-    text = re.sub(r'<g id="[^"]*_\d+">', "<g>", text)
-    text = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1 aria-hidden='true'>", text, count=1
-    )
-    text = text.replace("xlink:href", "href")
-    return text.replace(_INK, "currentColor")
 
 
 def reliability(labels: Labels, chances: Mapping[str, Scores]) -> str:
@@ -90,12 +33,12 @@ def reliability(labels: Labels, chances: Mapping[str, Scores]) -> str:
             means, rates, _ = calibration_bins(labels, values)
             highest = max([highest, *means, *rates])
             ax.plot(means, rates, "o-", color=color, label=name, markersize=4)
-        ax.plot([0, highest], [0, highest], ":", color=_INK, linewidth=1, label="perfect")
+        ax.plot([0, highest], [0, highest], ":", color=INK, linewidth=1, label="perfect")
         ax.set_xlabel("mean probability")
         ax.set_ylabel("click rate")
         ax.legend()
 
-    return _svg("reliability", draw)
+    return svg("reliability", draw)
 
 
 def bins(name: str, before: Sequence[int], now: Sequence[int]) -> str:
@@ -120,7 +63,7 @@ def bins(name: str, before: Sequence[int], now: Sequence[int]) -> str:
         ax.set_ylabel("share of the rows")
         ax.legend()
 
-    return _svg(name, draw)
+    return svg(name, draw)
 
 
 def roc(labels: Labels, chances: Mapping[str, Scores]) -> str:
@@ -137,12 +80,12 @@ def roc(labels: Labels, chances: Mapping[str, Scores]) -> str:
         for color, (name, values) in zip(COLORS, chances.items(), strict=False):
             false_rate, true_rate, _ = roc_curve(labels, values)
             ax.plot(grid, np.interp(grid, false_rate, true_rate), color=color, label=name)
-        ax.plot([0, 1], [0, 1], ":", color=_INK, linewidth=1)
+        ax.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
         ax.set_xlabel("share of rows without click above the threshold")
         ax.set_ylabel("share of clicked rows above it")
         ax.legend()
 
-    return _svg("roc", draw)
+    return svg("roc", draw)
 
 
 def lift_by_decile(labels: Labels, chances: Scores) -> NDArray[np.float64]:
@@ -166,12 +109,12 @@ def lift(labels: Labels, chances: Scores) -> str:
         (ax,) = axes
         values = lift_by_decile(labels, chances)
         ax.bar(np.arange(1, len(values) + 1), values, color=COLORS[0])
-        ax.axhline(1, color=_INK, linewidth=1, linestyle=":")
+        ax.axhline(1, color=INK, linewidth=1, linestyle=":")
         ax.set_xticks(range(1, len(values) + 1))
         ax.set_xlabel("tenth of the rows, highest scores first")
         ax.set_ylabel("click rate over the mean rate")
 
-    return _svg("lift", draw)
+    return svg("lift", draw)
 
 
 def points(
@@ -203,20 +146,20 @@ def points(
         arms = np.maximum([middle - low, high - middle], 0)
         if zero:
             ax.bar(places, middle, color=COLORS[0])
-            ax.axhline(0, color=_INK, linewidth=1)
+            ax.axhline(0, color=INK, linewidth=1)
         ax.errorbar(
             places,
             middle,
             yerr=arms,
             fmt="none" if zero else "o-",
-            color=_INK if zero else COLORS[0],
-            ecolor=_INK,
+            color=INK if zero else COLORS[0],
+            ecolor=INK,
             capsize=3,
         )
         ax.set_xticks(places, labels, rotation=20, ha="right")
         ax.set_ylabel(ylabel)
 
-    return _svg(name, draw, width=_BROAD)
+    return svg(name, draw, width=BROAD)
 
 
 def training_curves(validations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -249,7 +192,7 @@ def training_curves(validations: Mapping[str, Sequence[Mapping[str, Any]]]) -> s
         ranking.set_ylabel("validation AUC")
         ranking.legend(fontsize=8)
 
-    return _svg("training", draw, panels=2, width=_BROAD)
+    return svg("training", draw, panels=2, width=BROAD)
 
 
 def _numbers(entries: Sequence[Mapping[str, Any]], key: str) -> list[float]:

@@ -1,6 +1,6 @@
 """An evaluation as one HTML file: what its sections say.
 
-The form of the page is :mod:`training.page`, the plots are :mod:`training.plots`.
+The form of the page is :mod:`encoders.page`, the plots are :mod:`training.plots`.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from encoders.page import Plot, Section, Table, write_page
 from feature_repo.artifact import ArtifactManifest, Calibration
 from training import plots
 from training.ablations import FULL, AblationStudy
@@ -16,7 +17,6 @@ from training.bootstrap import NUM_BOOTSTRAP_REPLICATES
 from training.calibration import calibrate, inverse
 from training.evaluate import Evaluation, ScoredRows
 from training.explain import Explanation
-from training.page import Plot, Section, Table, write_page
 from training.scoring import probabilities
 from training.slices import LENGTH_CURVE
 

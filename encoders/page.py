@@ -1,4 +1,4 @@
-"""A page of HTML from tables, plots and facts; ``report.html`` is its template.
+"""A page of HTML from tables, plots and facts; ``page.html`` is its template.
 
 The file needs nothing else: no script, style, font or picture from outside.
 """
@@ -51,7 +51,7 @@ def write_page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
     page = template.render(title=title, subtitle=subtitle, notes=notes, sections=sections)
     with complete_file(path) as part:
         part.write_text(page, encoding="utf-8")
