@@ -1,5 +1,6 @@
 """The server: one listening socket, one application per process, a stop that drops no request."""
 
+import asyncio
 import gc
 import logging
 import os
@@ -18,6 +19,10 @@ from serving.workers import STOP_TIMEOUT_S, Workers
 
 _BACKLOG = 2048
 """Connections that wait while the workers are busy; uvicorn's own number."""
+
+_TURN_S = 0.001
+"""Seconds that a worker leaves the next connection to others, times the requests that it is at."""
+_RETRY_S = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +44,53 @@ class OpenedApp:
     close: Callable[[], None]
 
 
-class _Announcing(uvicorn.Server):
-    """Tells when it can be reached, not before."""
+class _Server(uvicorn.Server):
+    """Takes connections one at a time, so that workers share them, and tells when it can be reached.
+
+    Left alone, whichever process wakes first takes all that wait, and a client that keeps its
+    connections then loads one worker while the others idle.
+    """
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # all but listening
+        for listener in sockets or ():
+            listener.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(listener)))
         self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no file descriptor is free, or the caller has gone
+                _log.error("cannot take a connection: %s", error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            try:
+                await loop.connect_accepted_socket(self._protocol, connection)
+            except OSError:  # it has gone meanwhile
+                connection.close()
+            # The others have their turn, the sooner the more there is to do here.
+            await asyncio.sleep(_TURN_S * (1 + len(self.server_state.tasks)))
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection."""
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 def serve(
@@ -82,7 +124,7 @@ def serve(
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
-    server = _Announcing(config, lambda: announce(opened.run))
+    server = _Server(config, lambda: announce(opened.run))
     # uvicorn ends the running requests, then raises the signal again; SIGTERM is given SIGINT's
     # way out, so that a stop that was asked for is a normal return.
     previous = {
