@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -21,7 +22,8 @@ _BACKLOG = 2048
 """Connections that wait while the workers are busy; uvicorn's own number."""
 
 _TURN_S = 0.001
-"""Seconds that a worker leaves the next connection to others, times the requests that it is at."""
+"""Seconds that a worker leaves a connection to others, for each that it holds more."""
+_MAX_TURNS = 5
 _RETRY_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -44,16 +46,40 @@ class OpenedApp:
     close: Callable[[], None]
 
 
-class _Server(uvicorn.Server):
-    """Takes connections one at a time, so that workers share them, and tells when it can be reached.
+class ConnectionCounts:
+    """How many connections each of several workers holds; they all see it.
 
-    Left alone, whichever process wakes first takes all that wait, and a client that keeps its
-    connections then loads one worker while the others idle.
+    Args:
+        num_workers: At least 1.
     """
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, num_workers: int) -> None:
+        # Anonymous memory is shared with processes that are forked after.
+        self._counts = memoryview(mmap.mmap(-1, 8 * num_workers)).cast("q")
+
+    def excess(self, place: int, number: int) -> int:
+        """Tell that the worker holds so many; how many more than the one with the fewest."""
+        self._counts[place] = number
+        return number - min(self._counts)
+
+
+class _Server(uvicorn.Server):
+    """Takes connections in turn with other workers, and tells when it can be reached.
+
+    Left alone, whichever process wakes first takes all that wait, and a client that keeps its
+    connections then loads one worker while the others idle. Here the one with the fewest goes
+    first; the others wait a moment, and take what it has not taken by then.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        announce: Callable[[], None],
+        excess: Callable[[int], int],
+    ) -> None:
         super().__init__(config)
         self._announce = announce
+        self._excess = excess
         self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -72,18 +98,23 @@ class _Server(uvicorn.Server):
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await _readable(listener)
+            excess = self._excess(len(self.server_state.connections))
+            if excess > 0:
+                await asyncio.sleep(_TURN_S * min(excess, _MAX_TURNS))
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _ = listener.accept()
+            except BlockingIOError:  # another has taken it
+                continue
             except OSError as error:  # no file descriptor is free, or the caller has gone
                 _log.error("cannot take a connection: %s", error)
                 await asyncio.sleep(_RETRY_S)
                 continue
+            connection.setblocking(False)
             try:
                 await loop.connect_accepted_socket(self._protocol, connection)
-            except OSError:  # it has gone meanwhile
+            except OSError:  # the caller has gone meanwhile
                 connection.close()
-            # The others have their turn, the sooner the more there is to do here.
-            await asyncio.sleep(_TURN_S * (1 + len(self.server_state.tasks)))
 
     def _protocol(self) -> asyncio.Protocol:
         """As uvicorn makes one for each connection."""
@@ -93,12 +124,24 @@ class _Server(uvicorn.Server):
         return protocol
 
 
+async def _readable(listener: socket.socket) -> None:
+    """Until a connection waits."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listener, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listener)
+
+
 def serve(
     listener: socket.socket,
     open_app: Callable[[], OpenedApp],
     *,
     announce: Callable[[str], None],
     trusted_proxies: Sequence[str] = (),
+    excess: Callable[[int], int] = lambda _: 0,
 ) -> None:
     """Serve on a socket until SIGTERM or SIGINT, then let the running requests end.
 
@@ -107,6 +150,8 @@ def serve(
         open_app: Opens the application.
         announce: Called with the name of the run once requests are answered.
         trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
+        excess: From the connections that are held here to how many more these are than another
+            worker's.
 
     Raises:
         LongtrailError: Whatever opening the application raises.
@@ -124,7 +169,7 @@ def serve(
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
-    server = _Server(config, lambda: announce(opened.run))
+    server = _Server(config, lambda: announce(opened.run), excess)
     # uvicorn ends the running requests, then raises the signal again; SIGTERM is given SIGINT's
     # way out, so that a stop that was asked for is a normal return.
     previous = {
@@ -174,12 +219,19 @@ def run_server(
     """
     with _listen(host, port) as listener:
         address = _url(listener)
+        counts = ConnectionCounts(workers)
 
-        def serve_here(tell: Callable[[str], None]) -> None:
-            serve(listener, open_app, announce=tell, trusted_proxies=trusted_proxies)
+        def serve_here(place: int, tell: Callable[[str], None]) -> None:
+            serve(
+                listener,
+                open_app,
+                announce=tell,
+                trusted_proxies=trusted_proxies,
+                excess=lambda number: counts.excess(place, number),
+            )
 
         if workers == 1:
-            serve_here(lambda run: announce(address, run))
+            serve_here(0, lambda run: announce(address, run))
         else:
             supervisor = Workers(
                 serve_here,

@@ -107,9 +107,7 @@ class FoldedHead(nn.Module):
         users, items, products, similarities = deep.split(
             [num_scenes * width, width, num_scenes * width, num_scenes]
         )
-        sizes, texts_evidence = evidence.split(
-            [model.num_sizes, evidence_width - model.num_sizes]
-        )
+        sizes, texts_evidence = evidence.split([model.num_sizes, evidence_width - model.num_sizes])
         widths = [encoder.output_width for encoder in (*of_user, *encoders.values())]
         *by_kind, categories = numbers.split([*widths, dense_width - sum(widths)])
         by_kind = [
@@ -218,4 +216,3 @@ class FoldedHead(nn.Module):
 def _piecewise(module: nn.Module) -> PiecewiseLinear:
     assert isinstance(module, PiecewiseLinear)
     return module
-
