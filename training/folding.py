@@ -23,7 +23,7 @@ from training.model import Bahe
 from training.program_inputs import ProgramInputs
 
 MAX_CROSSES = 1
-"""A second cross needs the input at full width, candidate by candidate: there is nothing to fold."""
+"""A second cross needs the input at full width for every candidate: nothing is left to fold."""
 
 
 class FoldedNumbers(nn.Module):
@@ -101,15 +101,15 @@ class FoldedHead(nn.Module):
         self.categories = dense.categories
 
         weight, bias = self._linear_map(model)
-        deep_width, attention_width, evidence_width, dense_width = model.input_widths
-        deep, attention, evidence, numbers = weight.split(model.input_widths)
+        *_, evidence_width, dense_width = model.input_widths
+        deep, attention, evidence, numbers = torch.split(weight, list(model.input_widths))
         num_scenes, width = model.num_sizes // 2, config.output_width
-        users, items, products, similarities = deep.split(
-            [num_scenes * width, width, num_scenes * width, num_scenes]
+        users, items, products, similarities = torch.split(
+            deep, [num_scenes * width, width, num_scenes * width, num_scenes]
         )
-        sizes, texts_evidence = evidence.split([model.num_sizes, evidence_width - model.num_sizes])
+        sizes, of_texts = torch.split(evidence, [model.num_sizes, evidence_width - model.num_sizes])
         widths = [encoder.output_width for encoder in (*of_user, *encoders.values())]
-        *by_kind, categories = numbers.split([*widths, dense_width - sum(widths)])
+        *by_kind, categories = torch.split(numbers, [*widths, dense_width - sum(widths)])
         by_kind = [
             self._with_logit(rows, encoder)
             for rows, encoder in zip(by_kind, (*of_user, *encoders.values()), strict=True)
@@ -118,9 +118,9 @@ class FoldedHead(nn.Module):
         for name, value in {
             "of_users": torch.cat([users, sizes, *by_user]),
             "of_items": items,
-            "of_products": products.unflatten(0, (num_scenes, width)),
+            "of_products": products.reshape(num_scenes, width, -1),
             "of_similarities": similarities / width**0.5,
-            "of_candidates": torch.cat([attention, texts_evidence, *by_candidate, categories]),
+            "of_candidates": torch.cat([attention, of_texts, *by_candidate, categories]),
             "bias": bias,
             "output": (model.perceptron.output / config.num_members).flatten(),
             "evidence_columns": dense.evidence_columns,
@@ -146,12 +146,12 @@ class FoldedHead(nn.Module):
         )  # (B, Q, N)
         x = torch.baddbmm(shared.unsqueeze(1), items, of_items)  # (B, C, N)
         x = torch.addmm(x.flatten(0, 1), self._candidates(inputs), self.of_candidates)
-        left, right, direct, first = x.split(
-            [self.rank, self.rank, 1, x.shape[1] - 2 * self.rank - 1], dim=1
+        left, right, direct, first = torch.split(
+            x, [self.rank, self.rank, 1, x.shape[1] - 2 * self.rank - 1], dim=1
         )
-        hidden = self.layers(first.unflatten(1, (self.num_members, -1)))
-        logits = direct[:, 0] + (left * right).sum(-1) + hidden.flatten(1) @ self.output
-        return logits.unflatten(0, inputs.candidate_rows.shape)
+        hidden = self.layers(first.reshape(x.shape[0], self.num_members, -1))
+        logits: Tensor = direct[:, 0] + (left * right).sum(-1) + hidden.flatten(1) @ self.output
+        return logits.reshape(inputs.candidate_rows.shape)
 
     def _linear_map(self, model: Bahe) -> tuple[Float[Tensor, "D N"], Float[Tensor, " N"]]:
         """All that is linear in the head's input, as one map.
@@ -164,7 +164,9 @@ class FoldedHead(nn.Module):
         logit = onto.weight.t()
         if self.rank:
             columns = model.cross.last_columns(onto)
-            crossed = [model.cross.down[0].weight.t(), columns[:, :-1]]
+            (down,) = model.cross.down
+            assert isinstance(down, nn.Linear)
+            crossed = [down.weight.t(), columns[:, :-1]]
             logit = logit + columns[:, -1:]
         first = (perceptron.scale.unsqueeze(1) * perceptron.first.weight).flatten(0, 1)
         weight = torch.cat([*crossed, logit, first.t()], dim=1)
@@ -189,7 +191,7 @@ class FoldedHead(nn.Module):
         self, weight: Float[Tensor, "FW N"], encoder: PiecewiseLinear
     ) -> Float[Tensor, "FW1 N"]:
         """A row more per feature, for its direct part of the logit."""
-        rows = functional.pad(weight.unflatten(0, (len(encoder.edges), -1)), (0, 0, 0, 1))
+        rows = functional.pad(weight.reshape(len(encoder.edges), -1, weight.shape[1]), (0, 0, 0, 1))
         rows[:, -1, 2 * self.rank] = 1
         return rows.flatten(0, 1)
 

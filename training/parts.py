@@ -58,7 +58,7 @@ def _head(model: Bahe | Ensemble) -> Bahe | Ensemble | FoldedHead:
         return FoldedHead(model, _sharing(model, tuple(set(model._modules) - set(needed))))
     part = _sharing(model, ())
     assert isinstance(model.network, Bahe)
-    part.network = _head(model.network)
+    part._modules["network"] = _head(model.network)
     return part
 
 
