@@ -25,6 +25,7 @@ _TURN_S = 0.001
 """Seconds that a worker leaves a connection to others, for each that it holds more."""
 _MAX_TURNS = 5
 _RETRY_S = 0.1
+_LAST_WORDS_S = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -93,28 +94,38 @@ class _Server(uvicorn.Server):
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in sockets or ():
+            # Who waits by now would be reset when the socket is closed.
+            while await self._take(listener):
+                pass
+        # Requests that are on their way are read before their connections count as idle.
+        await asyncio.sleep(_LAST_WORDS_S)
         await super().shutdown(sockets)
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await _readable(listener)
             excess = self._excess(len(self.server_state.connections))
             if excess > 0:
                 await asyncio.sleep(_TURN_S * min(excess, _MAX_TURNS))
-            try:
-                connection, _ = listener.accept()
-            except BlockingIOError:  # another has taken it
-                continue
-            except OSError as error:  # no file descriptor is free, or the caller has gone
-                _log.error("cannot take a connection: %s", error)
-                await asyncio.sleep(_RETRY_S)
-                continue
-            connection.setblocking(False)
-            try:
-                await loop.connect_accepted_socket(self._protocol, connection)
-            except OSError:  # the caller has gone meanwhile
-                connection.close()
+            await self._take(listener)
+
+    async def _take(self, listener: socket.socket) -> bool:
+        """Serve the connection that has waited longest; False where none waits."""
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:  # another worker has taken it
+            return False
+        except OSError as error:  # no file descriptor is free, or the caller has gone
+            _log.error("cannot take a connection: %s", error)
+            await asyncio.sleep(_RETRY_S)
+            return False
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        except OSError:  # the caller has gone meanwhile
+            connection.close()
+        return True
 
     def _protocol(self) -> asyncio.Protocol:
         """As uvicorn makes one for each connection."""
