@@ -16,7 +16,7 @@ H = behaviours of all scenes that name an item, G = distinct items among them, L
 scene whose texts are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,7 +51,11 @@ def evidence_names(scenes: Sequence[str]) -> tuple[str, ...]:
 
 
 def candidate_evidence(
-    user: UserInputs, row: int, items: ItemInputs, table: EmbeddingTable
+    user: UserInputs,
+    row: int,
+    items: ItemInputs,
+    table: EmbeddingTable,
+    kinds: Collection[str] = KINDS,
 ) -> NDArray[np.float32]:
     """The evidence of candidates for one user.
 
@@ -62,6 +66,7 @@ def candidate_evidence(
         row: Which of them.
         items: The C candidates.
         table: Vectors of the texts.
+        kinds: Those that are wanted, of :data:`KINDS`; the others are NaN.
 
     Returns:
         float32 [C, E], in the order of :func:`evidence_names`; NaN = nothing to say.
@@ -70,11 +75,20 @@ def candidate_evidence(
     num, num_scenes = len(items.candidate_item_keys), len(keys)
     met = _met_items(keys, ages)
     newest = slice(-TEXT_LENGTH, None)
-    parts = (
-        _same(met, num_scenes, items.candidate_item_keys),
-        _near(met, items),
-        _text(rows[:, newest], keys[:, newest], ages[:, newest], items, table),
-    )
+    compute = {
+        "same": lambda: _same(met, num_scenes, items.candidate_item_keys),
+        "near": lambda: _near(met, items),
+        "text": lambda: _text(rows[:, newest], keys[:, newest], ages[:, newest], items, table),
+    }
+    sizes = {
+        "same": (num_scenes, len(SAME)),
+        "near": (len(NEAR_WEIGHTS), len(NEAR)),
+        "text": (num_scenes, len(TEXT)),
+    }
+    parts = [
+        compute[kind]() if kind in kinds else np.full((num, *sizes[kind]), np.nan, np.float32)
+        for kind in KINDS
+    ]
     flat = [part.reshape(num, part.shape[1] * part.shape[2]) for part in parts]
     return np.concatenate(flat, axis=1)
 
