@@ -49,15 +49,15 @@ class FoldedNumbers(nn.Module):
         cells = torch.cat([torch.stack([edges, scale], dim=-1), base, slope], dim=-1)
         self.register_buffer("edges", edges)
         self.register_buffer("cells", cells.flatten(0, 1))  # (F (T + 1), 2 + 2 (W + 1))
-        self.register_buffer("first", torch.arange(len(edges)) * edges.shape[1])
+        self.register_buffer("first", torch.arange(len(edges), dtype=torch.int32) * edges.shape[1])
 
     def forward(self, values: Float[Tensor, "R F"]) -> Float[Tensor, "R FW1"]:
         """Per feature its W values and its direct part of the logit."""
         last = self.edges.shape[1] - 1
-        present = torch.isfinite(values)
+        present = (values - values) == 0  # neither NaN nor infinite, in two passes
         clean = torch.where(present, values, 0.0)
-        bins = torch.searchsorted(self.edges, clean.t().contiguous(), right=True).t() - 1
-        bins = torch.where(present, bins.clamp(0, last - 1), last)
+        bins = torch.searchsorted(self.edges, clean.t().contiguous(), right=True, out_int32=True)
+        bins = torch.where(present, (bins.t() - 1).clamp(0, last - 1), last)
         cell = functional.embedding(bins + self.first, self.cells)
         share = ((clean - cell[..., 0]) * cell[..., 1]).clamp(0, 1)
         width = (cell.shape[-1] - 2) // 2
