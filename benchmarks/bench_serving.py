@@ -260,7 +260,10 @@ def measure_ours(
     }
     alone = run_load(replace(cached, rate=_LOW_RATE, seconds=options.step_seconds))
     answer = json.dumps(ask(server, PATH, requests.cached[0]))
-    parts = measure_parts(home, PROFILE, requests.cached, answer, num=options.num_parts)
+    parts = measure_parts(
+        home, PROFILE, requests.cached, answer,
+        num=options.num_parts, interval_s=options.workers / _LOW_RATE,
+    )  # fmt: skip
     figures["whole_alone"] = asdict(alone)
     figures["parts"] = parts
     figures["whole_to_parts"] = alone.answer_ms["p50"] / parts["sum_ms"]

@@ -1,7 +1,7 @@
 """The bare parts of one ranking: what it cannot do without, each as plain as it can be.
 
-They are measured in turns with pauses between, as in a service that waits for requests: in a tight
-loop all would be in the processor's caches.
+They are measured in turns with pauses between, each as seldom as a worker of the service is asked
+that they are compared with: in a tight loop all would be in the processor's caches.
 """
 
 import json
@@ -25,7 +25,6 @@ from feature_repo.services import local
 from serving.artifact import load_artifact
 from serving.ranker import Ranker
 
-_PAUSE_S = 0.02
 _WARM = 20
 
 
@@ -43,7 +42,13 @@ class Recorded:
 
 
 def measure_parts(
-    home: Home, profile: str, bodies: Sequence[str], answer: str, *, num: int
+    home: Home,
+    profile: str,
+    bodies: Sequence[str],
+    answer: str,
+    *,
+    num: int,
+    interval_s: float,
 ) -> dict[str, Any]:
     """Median milliseconds of each bare part of a ranking on the cached path, and their sum.
 
@@ -56,6 +61,7 @@ def measure_parts(
         bodies: Requests, used in turn.
         answer: One answer.
         num: Repetitions of each part, at least 1.
+        interval_s: Seconds from one time to the next of the same part.
     """
     torch.set_num_threads(1)
     reader = FeatureReader(home, profile, outputs_of=current_run(home))
@@ -72,7 +78,7 @@ def measure_parts(
     with torch.inference_mode():
         for number in range(num + _WARM):
             for name, part in parts.items():
-                time.sleep(_PAUSE_S)
+                time.sleep(interval_s / len(parts))
                 began = time.perf_counter()
                 part(number)
                 seconds[name].append(time.perf_counter() - began)
