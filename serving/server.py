@@ -21,6 +21,9 @@ from serving.workers import STOP_TIMEOUT_S, Workers
 _BACKLOG = 2048
 """Connections that wait while the workers are busy; uvicorn's own number."""
 
+_KEEP_ALIVE_S = 75
+"""Seconds; longer than proxies keep idle connections (60 is usual), so that none of them sends a
+request into a connection that is being closed here."""
 _TURN_S = 0.001
 """Seconds that a worker leaves a connection to others, for each that it holds more."""
 _MAX_TURNS = 5
@@ -178,6 +181,7 @@ def serve(
         server_header=False,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
     server = _Server(config, lambda: announce(opened.run), excess)
