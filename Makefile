@@ -26,8 +26,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Every step on the built-in shop or DATASET=file.toml; PROFILE=production with servers
 	@$(BIN)/longtrail demo $(if $(DATASET),--dataset $(DATASET))
 
-test: $(READY) ## All tests
-	$(BIN)/python -m pytest -q
+# One file to a process at a time, so that what a file shares is made once.
+test: $(READY) ## All tests, in up to four processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 bench-quality: $(READY) ## The README's table of models; some hours on two cores, goes on after a kill
 	$(BIN)/python -m benchmarks.bench_quality

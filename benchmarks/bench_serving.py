@@ -5,8 +5,8 @@ Load generator, Redis, PostgreSQL and servers share one machine. Every figure is
 - ``cached``: ``/v1/rank`` with 500 candidates at a constant rate, users whose deep outputs are
   features; latency, errors, processor time and memory over the whole time.
 - ``live``: the same with a behaviour more in each history, so that the deep half runs.
-- ``parts``: reading the user's bytes through redis-py, the programs with their inputs ready, JSON
-  in and out; against them the whole request at a rate at which none waits.
+- ``parts``: reading the user's bytes through redis-py, the model's forward pass, JSON in and out;
+  against them the whole request at a rate at which none waits.
 - ``ours`` and ``rival``: the highest rates within the same limit of the 99th percentile. The rival
   is `feast serve` and :mod:`benchmarks.rival_server`, which must give the same scores.
 
@@ -260,7 +260,10 @@ def measure_ours(
     }
     alone = run_load(replace(cached, rate=_LOW_RATE, seconds=options.step_seconds))
     answer = json.dumps(ask(server, PATH, requests.cached[0]))
-    parts = measure_parts(home, PROFILE, requests.cached, answer, num=options.num_parts)
+    parts = measure_parts(
+        home, PROFILE, requests.cached, answer,
+        num=options.num_parts, interval_s=options.workers / _LOW_RATE,
+    )  # fmt: skip
     figures["whole_alone"] = asdict(alone)
     figures["parts"] = parts
     figures["whole_to_parts"] = alone.answer_ms["p50"] / parts["sum_ms"]

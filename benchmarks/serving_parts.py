@@ -1,7 +1,7 @@
 """The bare parts of one ranking: what it cannot do without, each as plain as it can be.
 
-They are measured in turns with pauses between, as in a service that waits for requests: in a tight
-loop all would be in the processor's caches.
+They are measured in turns with pauses between, each as seldom as a worker of the service is asked
+that they are compared with: in a tight loop all would be in the processor's caches.
 """
 
 import json
@@ -25,7 +25,6 @@ from feature_repo.services import local
 from serving.artifact import load_artifact
 from serving.ranker import Ranker
 
-_PAUSE_S = 0.02
 _WARM = 20
 
 
@@ -43,9 +42,18 @@ class Recorded:
 
 
 def measure_parts(
-    home: Home, profile: str, bodies: Sequence[str], answer: str, *, num: int
+    home: Home,
+    profile: str,
+    bodies: Sequence[str],
+    answer: str,
+    *,
+    num: int,
+    interval_s: float,
 ) -> dict[str, Any]:
     """Median milliseconds of each bare part of a ranking on the cached path, and their sum.
+
+    ``model_ms`` is the model's forward pass from what was read to logits: evidence and programs.
+    ``programs_ms`` is the programs alone, a part of it that does not count again.
 
     Args:
         home: With a served run and local servers.
@@ -53,29 +61,31 @@ def measure_parts(
         bodies: Requests, used in turn.
         answer: One answer.
         num: Repetitions of each part, at least 1.
+        interval_s: Seconds from one time to the next of the same part.
     """
     torch.set_num_threads(1)
     reader = FeatureReader(home, profile, outputs_of=current_run(home))
     read, num_bytes = _redis_read(home, reader, bodies)
     documents = json.loads(answer)
-    programs = _programs(home, reader, bodies[0])
+    forward, programs = _forward(home, reader, bodies[0])
     parts: dict[str, Callable[[int], Any]] = {
         "redis_ms": read,
-        "model_ms": lambda _: [program() for program in programs],
+        "model_ms": lambda _: forward(),
+        "programs_ms": lambda _: [program() for program in programs],
         "json_ms": lambda n: (orjson.loads(bodies[n % len(bodies)]), orjson.dumps(documents)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     with torch.inference_mode():
         for number in range(num + _WARM):
             for name, part in parts.items():
-                time.sleep(_PAUSE_S)
+                time.sleep(interval_s / len(parts))
                 began = time.perf_counter()
                 part(number)
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: float(np.median(times[_WARM:]) * 1e3) for name, times in seconds.items()}
     return {
         **medians,
-        "sum_ms": sum(medians.values()),
+        "sum_ms": sum(medians[name] for name in ("redis_ms", "model_ms", "json_ms")),
         "num_programs": len(programs),
         "redis_bytes": num_bytes,
         "body_bytes": len(bodies[0]),
@@ -106,8 +116,10 @@ def _redis_read(
     return read, sum(len(value) for value in read(0) if value is not None)
 
 
-def _programs(home: Home, reader: FeatureReader, body: str) -> list[Callable[[], Any]]:
-    """The calls of programs that one ranking makes, with their inputs."""
+def _forward(
+    home: Home, reader: FeatureReader, body: str
+) -> tuple[Callable[[], Any], list[Callable[[], Any]]]:
+    """The forward pass of one ranking, and the calls of programs in it with their inputs."""
     artifact = load_artifact(home, current_run(home))
     calls: list[Callable[[], Any]] = []
     parts = artifact.parts
@@ -122,8 +134,15 @@ def _programs(home: Home, reader: FeatureReader, body: str) -> list[Callable[[],
     table = EmbeddingTable.open(home, fingerprint=artifact.manifest.encoder_fingerprint)
     ranker = Ranker(recorded, reader, table, Catalog.load(home), clock=reader.manifest.now)
     ranker.warm_up()
-    request = json.loads(body)
-    ranker.rank(request["user_id"], candidates=request["candidates"], top_k=request["top_k"])
+    wanted = json.loads(body)
+    preparation, at = ranker._preparation, reader.manifest.now()
+    request = preparation.prepare(wanted["user_id"], at, None, may_degrade=False)
+    items, _ = preparation.candidates(request, wanted["candidates"], may_degrade=False)
     calls.clear()  # what is computed once and kept is no part of a request
-    ranker.rank(request["user_id"], candidates=request["candidates"], top_k=request["top_k"])
-    return list(calls)
+
+    def forward() -> None:
+        calls.clear()
+        ranker._logits(request, items, {})
+
+    forward()
+    return forward, list(calls)

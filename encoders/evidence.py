@@ -16,8 +16,9 @@ H = behaviours of all scenes that name an item, G = distinct items among them, L
 scene whose texts are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,11 @@ def evidence_names(scenes: Sequence[str]) -> tuple[str, ...]:
 
 
 def candidate_evidence(
-    user: UserInputs, row: int, items: ItemInputs, table: EmbeddingTable
+    user: UserInputs,
+    row: int,
+    items: ItemInputs,
+    table: EmbeddingTable,
+    kinds: Collection[str] = KINDS,
 ) -> NDArray[np.float32]:
     """The evidence of candidates for one user.
 
@@ -61,6 +66,7 @@ def candidate_evidence(
         row: Which of them.
         items: The C candidates.
         table: Vectors of the texts.
+        kinds: Those that are wanted, of :data:`KINDS`; the others are NaN.
 
     Returns:
         float32 [C, E], in the order of :func:`evidence_names`; NaN = nothing to say.
@@ -69,11 +75,20 @@ def candidate_evidence(
     num, num_scenes = len(items.candidate_item_keys), len(keys)
     met = _met_items(keys, ages)
     newest = slice(-TEXT_LENGTH, None)
-    parts = (
-        _same(met, num_scenes, items.candidate_item_keys),
-        _near(met, items),
-        _text(rows[:, newest], keys[:, newest], ages[:, newest], items, table),
-    )
+    compute = {
+        "same": lambda: _same(met, num_scenes, items.candidate_item_keys),
+        "near": lambda: _near(met, items),
+        "text": lambda: _text(rows[:, newest], keys[:, newest], ages[:, newest], items, table),
+    }
+    sizes = {
+        "same": (num_scenes, len(SAME)),
+        "near": (len(NEAR_WEIGHTS), len(NEAR)),
+        "text": (num_scenes, len(TEXT)),
+    }
+    parts = [
+        compute[kind]() if kind in kinds else np.full((num, *sizes[kind]), np.nan, np.float32)
+        for kind in KINDS
+    ]
     flat = [part.reshape(num, part.shape[1] * part.shape[2]) for part in parts]
     return np.concatenate(flat, axis=1)
 
@@ -166,11 +181,11 @@ def _near(met: _MetItems, items: ItemInputs) -> NDArray[np.float32]:
     decays[:, 1] = np.exp(-days / np.float32(RECENT_DAYS))
     decays[:, 2] = np.exp(-days / np.float32(NEWEST_DAYS))
     found = items.neighbor_weights[candidates, neighbors]
-    # Neighbours first: sums over them go by whole rows.
-    weights = np.zeros((num_neighbors, num, len(NEAR_WEIGHTS), 3), dtype=np.float32)
-    weights[neighbors, candidates] = found[:, :, None] * decays[place][:, None]
-    result[..., 0::2] = weights.sum(axis=0)  # plain, recent, newest
-    result[..., 1::2] = weights.max(axis=0)[..., :2]
+    values = found[:, :, None] * decays[place][:, None]  # (found, 2, 3), by candidate
+    first = np.flatnonzero(np.diff(candidates, prepend=-1))
+    if len(first):
+        result[candidates[first], :, 0::2] = np.add.reduceat(values, first)
+        result[candidates[first], :, 1::2] = np.maximum.reduceat(values[..., :2], first)
     return result
 
 
@@ -199,24 +214,25 @@ def _text(
 ) -> NDArray[np.float32]:
     """Largest and mean cosine, and the largest one decayed with its behaviour's age, [C, S, 3]."""
     candidates, candidate_rows = items.candidate_item_keys, items.candidate_rows
-    num, (num_scenes, length) = len(candidates), rows.shape
-    result = np.full((num, num_scenes, len(TEXT)), np.nan, dtype=np.float32)
-    there = rows != 0
-    scenes = there.any(axis=1).nonzero()[0]
+    result = np.full((len(candidates), len(rows), len(TEXT)), np.nan, dtype=np.float32)
+    scenes, positions = rows.nonzero()
     if not len(scenes):
         return result
-    rows, keys, ages, there = rows[scenes], keys[scenes], ages[scenes], there[scenes]
-    units = table.directions(np.concatenate([candidate_rows, rows.reshape(-1)]))
-    titles, history = units[:num], units[num:].reshape(len(scenes), length, -1)
-    cosines = titles @ history.transpose(0, 2, 1)  # (S, C, L)
-    same = (candidates[:, None] == keys[:, None]) & (keys != 0)[:, None]
-    kept = (there[:, None] & ~same) & (candidate_rows != 0)[:, None]
-    number = kept.sum(axis=-1)
-    decayed = cosines * np.exp(-ages / np.float32(RECENT_DAYS * _DAY_S))[:, None]
-    mean = (cosines * kept).sum(axis=-1) / np.maximum(number, 1)
-    left_out = ~kept
-    cosines[left_out] = decayed[left_out] = -1
-    values = np.stack([cosines.max(axis=-1), mean, decayed.max(axis=-1)], axis=-1)
-    values[number == 0] = np.nan
-    result[:, scenes] = values.transpose(1, 0, 2)
+    keys, ages = keys[scenes, positions], ages[scenes, positions]
+    decays = np.exp(-ages / np.float32(RECENT_DAYS * _DAY_S))
+    cosines = table.cosines(candidate_rows, rows[scenes, positions])  # (C, those that are there)
+    left_out = (candidates[:, None] == keys) & (keys != 0)
+    ends = scenes.searchsorted(np.arange(len(rows) + 1))
+    for scene, (start, end) in enumerate(pairwise(ends)):
+        if start == end:
+            continue
+        its, out = cosines[:, start:end], left_out[:, start:end]
+        number = (end - start) - out.sum(axis=1)
+        its[out] = 0
+        mean = its.sum(axis=1) / np.maximum(number, 1)
+        decayed = its * decays[start:end]
+        its[out] = decayed[out] = -1
+        values = np.stack([its.max(axis=1), mean, decayed.max(axis=1)], axis=1)
+        values[(number == 0) | (candidate_rows == 0)] = np.nan
+        result[:, scene] = values
     return result

@@ -115,6 +115,9 @@ class ArtifactManifest(Document):
     item_dense_names: tuple[str, ...]
     context_names: tuple[str, ...]
     evidence_names: tuple[str, ...]
+    evidence_kinds: tuple[str, ...] | None = None
+    """The first parts of the names of those that the program reads, so that the others need not be
+    computed; None = it may read all."""
     category_vocabularies: dict[str, tuple[str, ...]]
     """Column -> values; value i has index i + 1."""
     encoder_fingerprint: str

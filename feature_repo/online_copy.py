@@ -150,6 +150,10 @@ class ViewCopy:
         """
         began = time.perf_counter()
         name = self.view.name
+        # Feast deletes the rows of a view that is removed, and knows of no copy when it comes back.
+        if state is not None and state.end and not self.view.materialization_intervals:
+            logger.warning("%s was removed and applied again: all rows are copied again", name)
+            state = None
         if state is not None and not self._is_online(state):
             logger.warning("the online store lost rows of %s: all are copied again", name)
             state = None

@@ -448,19 +448,19 @@ def _dense(
     without: set[str],
 ) -> NDArray[np.float32]:
     """float32 [R, F], NaN where missing."""
-    dense = []
+    parts = []
     for view in views:
         of_view = columns[view.name]
-        for name, kind in view.kinds.items():
-            if not _is_dense(name, kind, without):
-                continue
-            values = of_view.values[name]
-            assert isinstance(values, np.ndarray)
-            column = np.where(of_view.present, values, np.nan)
-            if name.endswith("_time"):
-                column = ages_days(column[:, None], times)[:, 0]
-            dense.append(column.astype(np.float32))
-    return np.stack(dense, axis=1) if dense else np.zeros((len(times), 0), dtype=np.float32)
+        names = [name for name, kind in view.kinds.items() if _is_dense(name, kind, without)]
+        if not names:
+            continue
+        values = np.stack([np.asarray(of_view.values[name]) for name in names], axis=1)
+        values = np.where(of_view.present[:, None], values, np.nan)
+        is_time = np.array([name.endswith("_time") for name in names])
+        if is_time.any():
+            values[:, is_time] = ages_days(values[:, is_time], times)
+        parts.append(values.astype(np.float32))
+    return np.concatenate(parts, axis=1) if parts else np.zeros((len(times), 0), dtype=np.float32)
 
 
 def _moments(

@@ -210,12 +210,12 @@ class ViewReader:
         columns = {}
         for view, (written, messages) in zip(views, self._lookups[names].read(keys), strict=True):
             valid = _unexpired(written, times, view.ttl)
-            present = np.zeros(len(keys), dtype=bool)
-            values = {}
-            for (name, kind), column in zip(view.kinds.items(), messages, strict=True):
-                values[name] = column_from_bytes(column, valid, kind)
-                present |= valid & [bool(message) for message in column]
-            columns[view.name] = Columns(present, values)
+            values = {
+                name: column_from_bytes(column, valid, kind)
+                for (name, kind), column in zip(view.kinds.items(), messages, strict=True)
+            }
+            held = [any(row) for row in zip(*messages, strict=True)]
+            columns[view.name] = Columns(valid & held, values)
         return columns
 
 

@@ -211,9 +211,10 @@ class Preparation:
             )
             return known.take(rows).at_moment(request.at), ()
         distinct = list(dict.fromkeys(wanted))
-        places = sorted(known.row[c] for c in distinct if c in known.row)
+        found = [known.row.get(c) for c in distinct]
+        places = sorted(row for row in found if row is not None)
         cached = known.take(np.array(places, dtype=np.intp)).at_moment(request.at)
-        missing = [c for c in distinct if c not in known.row]
+        missing = [c for c, row in zip(distinct, found, strict=True) if row is None]
         if not missing:
             return cached, ()
         # An item that came after the catalogue was read: the store may know it all the same.

@@ -1,7 +1,9 @@
 """The server: one listening socket, one application per process, a stop that drops no request."""
 
+import asyncio
 import gc
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -18,6 +20,15 @@ from serving.workers import STOP_TIMEOUT_S, Workers
 
 _BACKLOG = 2048
 """Connections that wait while the workers are busy; uvicorn's own number."""
+
+_KEEP_ALIVE_S = 75
+"""Seconds; longer than proxies keep idle connections (60 is usual), so that none of them sends a
+request into a connection that is being closed here."""
+_TURN_S = 0.001
+"""Seconds that a worker leaves a connection to others, for each that it holds more."""
+_MAX_TURNS = 5
+_RETRY_S = 0.1
+_LAST_WORDS_S = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +50,103 @@ class OpenedApp:
     close: Callable[[], None]
 
 
-class _Announcing(uvicorn.Server):
-    """Tells when it can be reached, not before."""
+class ConnectionCounts:
+    """How many connections each of several workers holds; they all see it.
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Args:
+        num_workers: At least 1.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        # Anonymous memory is shared with processes that are forked after.
+        self._counts = memoryview(mmap.mmap(-1, 8 * num_workers)).cast("q")
+
+    def excess(self, place: int, number: int) -> int:
+        """Tell that the worker holds so many; how many more than the one with the fewest."""
+        self._counts[place] = number
+        return number - min(self._counts)
+
+
+class _Server(uvicorn.Server):
+    """Takes connections in turn with other workers, and tells when it can be reached.
+
+    Left alone, whichever process wakes first takes all that wait, and a client that keeps its
+    connections then loads one worker while the others idle. Here the one with the fewest goes
+    first; the others wait a moment, and take what it has not taken by then.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        announce: Callable[[], None],
+        excess: Callable[[int], int],
+    ) -> None:
         super().__init__(config)
         self._announce = announce
+        self._excess = excess
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # all but listening
+        for listener in sockets or ():
+            listener.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(listener)))
         self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in sockets or ():
+            # Who waits by now would be reset when the socket is closed.
+            while await self._take(listener):
+                pass
+        # Requests that are on their way are read before their connections count as idle.
+        await asyncio.sleep(_LAST_WORDS_S)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            await _readable(listener)
+            excess = self._excess(len(self.server_state.connections))
+            if excess > 0:
+                await asyncio.sleep(_TURN_S * min(excess, _MAX_TURNS))
+            await self._take(listener)
+
+    async def _take(self, listener: socket.socket) -> bool:
+        """Serve the connection that has waited longest; False where none waits."""
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:  # another worker has taken it
+            return False
+        except OSError as error:  # no file descriptor is free, or the caller has gone
+            _log.error("cannot take a connection: %s", error)
+            await asyncio.sleep(_RETRY_S)
+            return False
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        except OSError:  # the caller has gone meanwhile
+            connection.close()
+        return True
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection."""
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+async def _readable(listener: socket.socket) -> None:
+    """Until a connection waits."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listener, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 def serve(
@@ -57,6 +155,7 @@ def serve(
     *,
     announce: Callable[[str], None],
     trusted_proxies: Sequence[str] = (),
+    excess: Callable[[int], int] = lambda _: 0,
 ) -> None:
     """Serve on a socket until SIGTERM or SIGINT, then let the running requests end.
 
@@ -65,6 +164,8 @@ def serve(
         open_app: Opens the application.
         announce: Called with the name of the run once requests are answered.
         trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
+        excess: From the connections that are held here to how many more these are than another
+            worker's.
 
     Raises:
         LongtrailError: Whatever opening the application raises.
@@ -80,9 +181,10 @@ def serve(
         server_header=False,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
-    server = _Announcing(config, lambda: announce(opened.run))
+    server = _Server(config, lambda: announce(opened.run), excess)
     # uvicorn ends the running requests, then raises the signal again; SIGTERM is given SIGINT's
     # way out, so that a stop that was asked for is a normal return.
     previous = {
@@ -132,12 +234,19 @@ def run_server(
     """
     with _listen(host, port) as listener:
         address = _url(listener)
+        counts = ConnectionCounts(workers)
 
-        def serve_here(tell: Callable[[str], None]) -> None:
-            serve(listener, open_app, announce=tell, trusted_proxies=trusted_proxies)
+        def serve_here(place: int, tell: Callable[[str], None]) -> None:
+            serve(
+                listener,
+                open_app,
+                announce=tell,
+                trusted_proxies=trusted_proxies,
+                excess=lambda number: counts.excess(place, number),
+            )
 
         if workers == 1:
-            serve_here(lambda run: announce(address, run))
+            serve_here(0, lambda run: announce(address, run))
         else:
             supervisor = Workers(
                 serve_here,

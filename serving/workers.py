@@ -35,6 +35,7 @@ class _Worker:
 
     Args:
         process_id: Of the process.
+        place: Which of the workers it is, from 0; another in its place has the same.
         reports: Where it tells, in one JSON line, the run that it serves or why it cannot.
         started: By the monotonic clock.
         run: Set once it answers.
@@ -42,6 +43,7 @@ class _Worker:
     """
 
     process_id: int
+    place: int
     reports: int
     started: float = field(default_factory=time.monotonic)
     run: str | None = None
@@ -52,8 +54,9 @@ class Workers:
     """Keeps a number of worker processes running.
 
     Args:
-        serve: Serves in a worker, on a socket that was opened before: is given what to call with
-            the name of the run once requests are answered, and returns when asked to stop.
+        serve: Serves in a worker, on a socket that was opened before: is given the worker's place,
+            and what to call with the name of the run once requests are answered; returns when
+            asked to stop.
         num_workers: At least 1.
         on_gone: Called with the id of every process that has ended.
         on_hangup: Called after a SIGHUP, in the parent: workers to come begin with what it has.
@@ -63,7 +66,7 @@ class Workers:
 
     def __init__(
         self,
-        serve: Callable[[Callable[[str], None]], None],
+        serve: Callable[[int, Callable[[str], None]], None],
         *,
         num_workers: int,
         on_gone: Callable[[int], None],
@@ -78,7 +81,7 @@ class Workers:
         self._on_stop = on_stop
         self._min_life_s = min_life_s
         self._workers: dict[int, _Worker] = {}
-        self._due: list[float] = []
+        self._due: list[tuple[float, int]] = []
         self._is_stopping = False
         self._was_hung_up = False
         # Nobody writes to it: a worker reads its end when the parent is gone, however it went.
@@ -96,8 +99,8 @@ class Workers:
         previous = {number: signal.signal(number, self._stop) for number in _STOP_SIGNALS}
         previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._pass_on)
         try:
-            for _ in range(self._num_workers):
-                self._start()
+            for place in range(self._num_workers):
+                self._start(place)
             run = self._await_all()
             if run is not None:
                 announce(run)
@@ -131,7 +134,7 @@ class Workers:
             with suppress(ProcessLookupError):
                 os.kill(process_id, number)
 
-    def _start(self) -> None:
+    def _start(self, place: int) -> None:
         reports, tell = os.pipe()
         sys.stdout.flush()  # or a worker would write what waits once more
         sys.stderr.flush()
@@ -139,21 +142,21 @@ class Workers:
         if process_id:
             os.close(tell)
             os.set_blocking(reports, False)
-            self._workers[process_id] = _Worker(process_id, reports)
+            self._workers[process_id] = _Worker(process_id, place, reports)
             return
         # From here on this is the worker; it never returns into the parent's code.
         os.close(reports)
         os.close(self._alive_write)
         code = 1
         try:
-            code = self._work(tell)
+            code = self._work(place, tell)
         finally:
             if code and (error := sys.exc_info())[0] is not None:
                 sys.excepthook(*error)
             sys.stderr.flush()
             os._exit(code)
 
-    def _work(self, tell: int) -> int:
+    def _work(self, place: int, tell: int) -> int:
         """Serve in the worker; returns its exit code."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # Ctrl-C reaches all processes of a terminal; what it means is for the parent to say.
@@ -165,7 +168,7 @@ class Workers:
             os.write(tell, json.dumps(what).encode() + b"\n")
 
         try:
-            self._serve(lambda run: report(run=run))
+            self._serve(place, lambda run: report(run=run))
         except LongtrailError as error:
             report(error=str(error))
             return 1
@@ -224,14 +227,14 @@ class Workers:
             *(worker.process_id, code, f", {worker.error}" if worker.error else ""),
             f"in {wait_s:.0f} s" if wait_s else "now",
         )
-        self._due.append(now + wait_s)
+        self._due.append((now + wait_s, worker.place))
 
     def _replace(self) -> None:
         now = time.monotonic()
-        due = [moment for moment in self._due if moment <= now]
-        self._due = [moment for moment in self._due if moment > now]
-        for _ in due:
-            self._start()
+        due = [place for moment, place in self._due if moment <= now]
+        self._due = [(moment, place) for moment, place in self._due if moment > now]
+        for place in due:
+            self._start(place)
 
     def _forget(self, process_id: int) -> _Worker:
         worker = self._workers.pop(process_id)

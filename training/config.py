@@ -348,6 +348,12 @@ class EnsembleConfig:
     bahe: BaheConfig = field(default_factory=BaheConfig)
     trees: TreesConfig = field(default_factory=TreesConfig)
 
+    @property
+    def evidence_kinds(self) -> tuple[str, ...]:
+        """Kinds of :mod:`encoders.evidence` that either reads."""
+        kinds = (*self.bahe.evidence_kinds, *self.trees.evidence_kinds)
+        return tuple(dict.fromkeys(kinds))
+
 
 @dataclass(frozen=True)
 class ItemOnlyConfig:

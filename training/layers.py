@@ -81,19 +81,27 @@ class PiecewiseLinear(nn.Module):
         edges = quantile_edges(values, self.edges.shape[1] - 1)
         self.edges.copy_(torch.from_numpy(edges))
 
+    def lines(self) -> tuple[Float[Tensor, "F T1 W1"], Float[Tensor, "F T1 W1"]]:
+        """What comes out at the lower edge of each bin, and how much more at the upper one.
+
+        A value in bin t has all of the bins below, and a share of its own: two rows of small
+        tables, instead of T products per feature. The last row stands for "missing", the last
+        channel is the direct part of the logit.
+        """
+        channels = torch.cat([self.weight, self.skip.unsqueeze(-1)], dim=-1)
+        of_bins = channels[:, :-1] * (self.edges.diff(dim=1) > 0).unsqueeze(-1)
+        below = of_bins.cumsum(1) - of_bins
+        base = torch.cat([below, channels[:, -1:]], dim=1)
+        slope = torch.cat([of_bins, torch.zeros_like(channels[:, -1:])], dim=1)
+        return base, slope
+
     def forward(
         self, values: Float[Tensor, "R F"]
     ) -> tuple[Float[Tensor, "R FW"], Float[Tensor, " R"]]:
         """The encoded features, and their direct linear part of the logit."""
         num_features, num_edges = self.edges.shape
         span = self.edges.diff(dim=1)
-        # A value in bin t has all of the bins below, and a share of its own: two rows of small
-        # tables, instead of num_bins products per feature.
-        channels = torch.cat([self.weight, self.skip.unsqueeze(-1)], dim=-1)  # (F, T + 1, W + 1)
-        of_bins = channels[:, :-1] * (span > 0).unsqueeze(-1)
-        below = of_bins.cumsum(1) - of_bins
-        base = torch.cat([below, channels[:, -1:]], dim=1).flatten(0, 1)  # the last: missing
-        slope = torch.cat([of_bins, torch.zeros_like(channels[:, -1:])], dim=1).flatten(0, 1)
+        base, slope = (values.flatten(0, 1) for values in self.lines())
         present = torch.isfinite(values)
         clean = torch.where(present, values, torch.zeros_like(values))
         bins = torch.searchsorted(self.edges, clean.t().contiguous(), right=True).t() - 1
@@ -160,13 +168,16 @@ class LowRankCross(nn.Module):
             projected: Tensor = onto(x0)
             return projected
         x = self._crossed(x0, len(self.down) - 1)
-        last = self.up[-1]
-        assert isinstance(last, nn.Linear)
-        columns = torch.cat([last.weight, last.bias.unsqueeze(1)], dim=1) * onto.weight.t()
         z = functional.pad(self.down[-1](x), (0, 1), value=1.0)  # (R, rank + 1)
-        crossed: Tensor = ((x0 @ columns) * z).sum(-1, keepdim=True)
+        crossed: Tensor = ((x0 @ self.last_columns(onto)) * z).sum(-1, keepdim=True)
         rest: Tensor = onto(x)
         return crossed + rest
+
+    def last_columns(self, onto: nn.Linear) -> Float[Tensor, "D r1"]:
+        """``[w * U, w * b]`` of the last cross, see :meth:`project`."""
+        last = self.up[-1]
+        assert isinstance(last, nn.Linear)
+        return torch.cat([last.weight, last.bias.unsqueeze(1)], dim=1) * onto.weight.t()
 
 
 class RunningNorm(nn.Module):
@@ -206,9 +217,16 @@ class RunningNorm(nn.Module):
                 mean, square = sums[:2] / sums[2]
                 self.mean.lerp_(mean, share)
                 self.square.lerp_(square, share)
-        variance = (self.square - self.mean.square()).clamp(min=1e-4)
         # Clones: the backward pass needs the values of now, and the next batch writes over them.
-        return (x - self.mean.clone()) * torch.rsqrt(variance) * self.weight + self.bias
+        return (x - self.mean.clone()) * self._scale() * self.weight + self.bias
+
+    def affine(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+        """Gain and shift that do the same to a score's input."""
+        gain = self._scale() * self.weight
+        return gain, self.bias - self.mean * gain
+
+    def _scale(self) -> Float[Tensor, " D"]:
+        return torch.rsqrt((self.square - self.mean.square()).clamp(min=1e-4))
 
 
 class Perceptron(nn.Module):

@@ -62,6 +62,7 @@ def artifact_manifest(
         item_dense_names=schema.item_dense_names,
         context_names=schema.context_names,
         evidence_names=schema.evidence_names,
+        evidence_kinds=getattr(recipe.model, "evidence_kinds", None),
         category_vocabularies=schema.category_vocabularies,
         encoder_fingerprint=sources.table.fingerprint,
         encoder_width=schema.vector_width,

@@ -66,7 +66,7 @@ class Bahe(ClickModel):
             width=config.numeric_width,
             evidence=config.evidence_kinds,
         )
-        evidence_width = 2 * num_scenes
+        self.num_sizes = evidence_width = 2 * num_scenes
         attention_width = 0
         if config.use_text_evidence:
             self.decay = AgeDecay(config.num_age_scales)
@@ -83,7 +83,9 @@ class Bahe(ClickModel):
         deep_width = 0
         if config.use_text:
             deep_width = interactions_width(num_scenes, config.output_width)
-        width = deep_width + attention_width + evidence_width + self.dense.output_width
+        # The parts of the head's input, in their order.
+        self.input_widths = (deep_width, attention_width, evidence_width, self.dense.output_width)
+        width = sum(self.input_widths)
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
         nn.init.zeros_(self.cross_logit.weight)
@@ -185,17 +187,32 @@ class Bahe(ClickModel):
         self, flat: FlatCandidates, inputs: ProgramInputs
     ) -> tuple[Float[Tensor, "R E"], list[Float[Tensor, "R W"]]]:
         """History sizes with the text evidence, and what attention over the texts gives, if any."""
-        newest = slice(-self.config.text_length, None)
-        there: Bool[Tensor, "B S M"] = inputs.history_rows[..., newest] != 0
-        sizes = torch.cat([inputs.history_totals, there.sum(-1).to(inputs.history_ages)], dim=-1)
-        evidence, attended = [flat.spread(torch.log1p(sizes))], []
+        evidence, attended = self.text_values(flat, inputs)
+        sizes = flat.spread(self.history_sizes(inputs))
+        return torch.cat([sizes, *evidence], dim=-1), attended
+
+    def _there(self, inputs: ProgramInputs) -> Bool[Tensor, "B S M"]:
+        return inputs.history_rows[..., -self.config.text_length :] != 0
+
+    def history_sizes(self, inputs: ProgramInputs) -> Float[Tensor, "B E"]:
+        """Logarithms of how much each scene holds in all, and among its newest behaviours."""
+        newest = self._there(inputs).sum(-1).to(inputs.history_ages)
+        return torch.log1p(torch.cat([inputs.history_totals, newest], dim=-1))
+
+    def text_values(
+        self, flat: FlatCandidates, inputs: ProgramInputs
+    ) -> tuple[list[Float[Tensor, "R W"]], list[Float[Tensor, "R W"]]]:
+        """Text evidence by scene, and attention by scene; what the model does without is empty."""
+        evidence: list[Tensor] = []
+        attended: list[Tensor] = []
         if self.config.use_text_evidence or self.config.use_target_attention:
+            there = self._there(inputs)
             for scene in range(there.shape[1]):
                 values = self._scene_texts(scene, flat, inputs, there[:, scene])
                 if self.config.use_target_attention:
                     attended.append(values.pop())
                 evidence += values
-        return torch.cat(evidence, dim=-1), attended
+        return evidence, attended
 
     def _scene_texts(
         self, scene: int, flat: FlatCandidates, inputs: ProgramInputs, there: Bool[Tensor, "B M"]

@@ -24,6 +24,7 @@ from feature_repo.artifact import (
     ProgramParts,
 )
 from training.calibration import Calibrator
+from training.folding import MAX_CROSSES, FoldedHead
 from training.model import Bahe
 from training.program import dynamic_sizes, example_inputs, save_exported
 from training.program_inputs import ProgramInputs
@@ -48,13 +49,16 @@ def _tower(model: Bahe) -> Bahe:
     return _sharing(model, others)
 
 
-def _head(model: Bahe | Ensemble) -> Bahe | Ensemble:
+def _head(model: Bahe | Ensemble) -> Bahe | Ensemble | FoldedHead:
     """What the head needs of a model."""
     if isinstance(model, Bahe):
-        return _sharing(model, ("tower",))
+        if model.config.num_crosses > MAX_CROSSES:
+            return _sharing(model, ("tower",))
+        needed = ("space", "decay", "text", "attention")
+        return FoldedHead(model, _sharing(model, tuple(set(model._modules) - set(needed))))
     part = _sharing(model, ())
     assert isinstance(model.network, Bahe)
-    part.network = _head(model.network)
+    part._modules["network"] = _head(model.network)
     return part
 
 

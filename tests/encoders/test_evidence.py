@@ -244,6 +244,17 @@ def test_candidates_and_users_do_not_see_each_other():
             np.testing.assert_allclose(alone, whole[candidate], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kinds", [(), ("same",), ("near", "text")])
+def test_kinds_that_are_not_wanted_are_left_out_and_change_no_other(kinds):
+    events = [[(KEYS[1], 1, 9 * DAY), (KEYS[2], 2, DAY)], [(KEYS[1], 3, 2 * DAY)]]
+    items = make_items([(KEYS[1], 2), (KEYS[2], 3)], [{KEYS[2]: (0.5, 0.25)}, {}])
+    whole = candidate_evidence(make_user(events), 0, items, TABLE)
+    found = candidate_evidence(make_user(events), 0, items, TABLE, kinds)
+    wanted = np.array([name.split("_")[0] in kinds for name in NAMES])
+    np.testing.assert_array_equal(found[:, wanted], whole[:, wanted])
+    assert np.isnan(found[:, ~wanted]).all()
+
+
 def test_serving_gives_the_program_the_evidence_of_training(tmp_path):
     world = make_world(tmp_path / "home", num_users=30)
     sources = world.sources

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import psycopg
 import pytest
+from feast import FeatureService
 
 from feature_repo.columns import Ragged
 from feature_repo.connections import DATABASE_URL, REDIS_URL
@@ -17,6 +18,7 @@ from feature_repo.materialize import (
     Materialized,
     apply,
     copied_views,
+    feast_in_log,
     materialize,
     prune_online,
 )
@@ -157,3 +159,22 @@ def test_redis_away_is_one_sentence_at_once(home: Home, monkeypatch: pytest.Monk
     assert "word" not in str(error.value)
     with pytest.raises(StoreError, match="does not answer"):
         materialize(home, "production")
+
+
+def test_a_view_that_was_removed_and_applied_again_is_copied_again(home: Home) -> None:
+    store = open_store(home, "production")
+    apply(home, "production")  # nothing has changed: nothing is to be copied
+    assert all(view.num_rows == 0 for view in materialize(home, "production"))
+    view = store.get_feature_view("items")
+    assert view.materialization_intervals
+    services = [one for one in store.list_feature_services() if "items" in _view_names(one)]
+    with feast_in_log():
+        store.apply([], objects_to_delete=[*services, view], partial=False)
+    apply(home, "production")
+    copied = {one.name: one.num_rows for one in materialize(home, "production")}
+    assert {name for name, num_rows in copied.items() if num_rows} == {"items"}
+    assert check_parity(home, "production", sample=30).mismatches == 0
+
+
+def _view_names(service: FeatureService) -> set[str]:
+    return {projection.name for projection in service.feature_view_projections}

@@ -66,7 +66,7 @@ class World:
             self.store,
             open_offline(self.store),
             writer or self.writer,
-            self.view,
+            self.store.get_feature_view("counts"),  # with the copies that Feast knows of
             now,
             lambda: now,
             num_workers=2,

@@ -1,5 +1,6 @@
 """The server as a process, alone and with workers: stops, kills and swaps under load."""
 
+import contextlib
 import json
 import os
 import signal
@@ -154,6 +155,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+def num_connections(process_id: int) -> int:
+    """Connections that callers keep open to a process' own port."""
+    all_of_it = psutil.Process(process_id).net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in all_of_it)
+
+
 def statuses(answers: list[httpx.Response | Exception]) -> Counter[str]:
     return Counter(
         str(one.status_code) if isinstance(one, httpx.Response) else repr(one) for one in answers
@@ -213,6 +220,13 @@ def test_workers_share_the_load_and_a_killed_one_is_replaced(
         assert len(first) == 2
         for _ in range(20):
             assert server.rank().status_code == 200
+        with contextlib.ExitStack() as kept:
+            for _ in range(8):
+                client = kept.enter_context(httpx.Client())
+                assert client.get(f"{server.url}/healthz").status_code == 200
+            held = [num_connections(process_id) for process_id in first]
+            assert sum(held) >= 8
+            assert max(held) - min(held) <= 2
         # Whoever is asked tells of both workers.
         counted = 'longtrail_requests_total{method="POST",route="/v1/rank",status="200"} 20.0'
         for _ in range(4):

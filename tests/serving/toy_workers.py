@@ -26,7 +26,7 @@ def stop_with_input() -> None:
 def main(what: str) -> None:
     hangups: list[None] = []
 
-    def serve(tell: Callable[[str], None]) -> None:
+    def serve(_place: int, tell: Callable[[str], None]) -> None:
         if what == "refuse":
             raise LongtrailError("there is no model: train one")
         if what == "die":

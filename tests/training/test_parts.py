@@ -15,6 +15,7 @@ from tests.training.world import (
 )
 from training.calibration import CalibratedModel
 from training.config import TreesConfig
+from training.layers import PiecewiseLinear, RunningNorm
 from training.model import Bahe
 from training.parts import deep_model, save_parts
 from training.program import load_program, pickled_members
@@ -33,6 +34,12 @@ def make_model(**changes):
     for parameter in model.parameters():  # some begin as zeros, which would hide mistakes
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
+    for module in model.modules():  # so do all statistics of the training rows
+        if isinstance(module, PiecewiseLinear):
+            module.set_edges(np.random.default_rng(4).normal(size=(50, len(module.edges))))
+        if isinstance(module, RunningNorm):
+            module.mean.uniform_(-1, 1)
+            module.square.uniform_(1, 4)
     return model.eval()
 
 
@@ -41,11 +48,24 @@ def make_model(**changes):
     [
         ({}, False),
         ({}, True),
-        ({"use_target_attention": False, "use_text_evidence": False}, False),
+        (
+            {"num_crosses": 1, "use_target_attention": False, "use_text_evidence": False},
+            False,
+        ),
         ({"use_deep_half": False, "use_age": False}, False),
         ({"share_scenes": False, "deep_length": 3}, False),
+        ({"num_crosses": 1}, False),
+        ({"num_crosses": 0, "num_members": 1, "use_target_attention": False}, False),
     ],
-    ids=["whole", "with trees", "late fusion alone", "no deep half or age", "own deep halves"],
+    ids=[
+        "whole",
+        "with trees",
+        "late fusion alone",
+        "no deep half or age",
+        "own deep halves",
+        "folded",
+        "folded, without crosses",
+    ],
 )
 def test_parts_equal_the_whole(tmp_path, changes, with_trees):
     network = make_model(**changes)
