@@ -1,4 +1,4 @@
-"""The domain language model of issue 6, from the tables to the figures.
+"""The domain language model, from the tables to the figures.
 
 One home folder holds everything: corpus, tokenizers, shards, models. What is there already is not
 made again, so a benchmark that was killed goes on. Held out is the corpus' test split.
