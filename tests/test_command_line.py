@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from encoders.lm.cli import lm
 from feature_repo.home import PROJECT_ROOT, Home
 from feature_repo.manifest import load_manifest
 from longtrail import main
@@ -36,9 +37,23 @@ def test_every_command_explains_itself(name: str) -> None:
     assert command.help
     assert re.search(r"Examples?:", command.help)
     assert f"longtrail {name}" in command.help
+    assert "\\b" not in result.output  # click's mark of lines to leave alone, misspelt
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name != "help":
             assert parameter.help, f"{name} --{parameter.name} has no help"
+
+
+@pytest.mark.parametrize("name", sorted(lm.commands))
+def test_every_command_of_the_language_model_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(main, ["lm", name, "--help"])
+    assert result.exit_code == 0
+    command = lm.commands[name]
+    assert f"longtrail lm {name}" in (command.help or "")
+    assert "\\b" not in result.output
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name != "help":
+            assert parameter.help, f"lm {name} --{parameter.name} has no help"
+    assert f"longtrail lm {name}" in (PROJECT_ROOT / "docs" / "domain-llm.md").read_text()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

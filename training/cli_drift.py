@@ -56,7 +56,7 @@ def drift(
     threshold: float,
     report: Path | None,
 ) -> None:
-    r"""Hold the features of the newest impressions against the training rows of a run.
+    """Hold the features of the newest impressions against the training rows of a run.
 
     Every input of the model is compared: numbers, categories, lengths and ages of histories, and
     the vectors of the texts. Exit code 1 where one has moved past the threshold and farther than
@@ -65,7 +65,7 @@ def drift(
     \b
     Example:
       longtrail drift --window 30d --report drift.html
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from feature_repo.artifact import current_run
     from feature_repo.reader import FeatureReader
     from feature_repo.view_statistics import view_statistics

@@ -79,7 +79,7 @@ def evaluate(
     seeds: int,
     threads: int | None,
 ) -> None:
-    r"""Measure RUN (default: the one that is served) by its exported program, as it is served.
+    """Measure RUN (default: the one that is served) by its exported program, as it is served.
 
     Prints AUC, GAUC and logloss with 95 % intervals (whole users drawn 200 times), normalised
     entropy and calibration error, on all rows and on slices. Several RUNs, usually one per seed,
@@ -90,7 +90,7 @@ def evaluate(
       longtrail evaluate bahe_small-20260101-120000 --report report.html
       longtrail evaluate seed0 seed1 seed2 --against other0 --against other1
       longtrail evaluate --ablate --recipe bahe_base --seeds 3 --report ablations.html
-    """
+    """  # noqa: D301  # click takes the backspace itself
     if ablate and (runs or against or impressions):
         raise click.UsageError("--ablate takes no RUN, --against or --impressions")
     from encoders.devices import torch_threads

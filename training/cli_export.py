@@ -20,7 +20,7 @@ from feature_repo.publish import publish
 )
 @pass_settings
 def export(settings: Settings, run: str | None, threads: int | None) -> None:
-    r"""Write the deep outputs of RUN (default: the one that is served) as feature views.
+    """Write the deep outputs of RUN (default: the one that is served) as feature views.
 
     Every run has two views of its own, of users and of items, beside those of other runs;
     `longtrail apply` and `longtrail materialize` bring them online.
@@ -28,7 +28,7 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
     \b
     Example:
       longtrail export bahe_small-20260101-120000
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from encoders.devices import torch_threads
     from feature_repo.artifact import current_run
     from training.export import export_embeddings

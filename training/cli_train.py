@@ -92,7 +92,7 @@ def train(
     threads: int | None,
     make_current: bool | None,
 ) -> None:
-    r"""Train a click model on the impressions and write its artifact to HOME/runs/RUN.
+    """Train a click model on the impressions and write its artifact to HOME/runs/RUN.
 
     A run that was killed goes on from its last checkpoint when the same command is given again, and
     ends with the same weights. Several processes train one model together under torchrun: options
@@ -103,7 +103,7 @@ def train(
       longtrail train --recipe bahe_small --epochs 3
       longtrail train --set model.deep_length=50 --set model.hidden=256,128 --track tensorboard
       torchrun --nproc_per_node=2 -m training -- --recipe bahe_base
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from encoders.devices import open_devices
     from training.sources import Sources
     from training.train import train as run_training

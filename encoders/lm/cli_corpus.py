@@ -107,7 +107,7 @@ def corpus(
     temperature: float,
     general_share: float | None,
 ) -> None:
-    r"""Collect the text that an own language model learns from.
+    """Collect the text that an own language model learns from.
 
     Records of the tables become text by templates; free text is filtered, labelled by language and
     freed of duplicates; everything is split by the data set's times. A build that was killed goes
@@ -117,7 +117,7 @@ def corpus(
     Examples:
       longtrail lm corpus
       longtrail lm corpus --source reviews=domain:'reviews/*.jsonl' --language en --scrub
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from encoders.lm.corpus import MixtureConfig
     from encoders.lm.corpus_builder import CorpusConfig
     from encoders.lm.filters import FilterConfig

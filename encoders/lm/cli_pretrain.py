@@ -180,7 +180,7 @@ def pretrain(
     cpu: bool,
     threads: int | None,
 ) -> None:
-    r"""Learn a language model from the corpus, from nothing or going on with --model.
+    """Learn a language model from the corpus, from nothing or going on with --model.
 
     Writes a model folder in the Hugging Face format, tokenizer included, to HOME/lm/models/NAME. A
     run that was killed goes on when the same command is given again. Several processes learn one
@@ -190,7 +190,7 @@ def pretrain(
     Example:
       longtrail lm pretrain --recipe tiny --minutes 8
       torchrun --nproc_per_node=8 -m longtrail lm pretrain --recipe 7b
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from encoders.devices import open_devices
     from encoders.lm.pretraining import pretrain as run_pretraining
 

@@ -64,7 +64,7 @@ from feature_repo.progress import late_bar
 )
 @pass_settings
 def tokenizer(settings: Settings, /, **options: Any) -> None:
-    r"""Train an own tokenizer: byte-level BPE of the corpus' words and phrases.
+    """Train an own tokenizer: byte-level BPE of the corpus' words and phrases.
 
     Builds the corpus where there is none. The page report.html in the tokenizer's folder compares
     it with others on held-out text.
@@ -73,7 +73,7 @@ def tokenizer(settings: Settings, /, **options: Any) -> None:
     Examples:
       longtrail lm tokenizer
       longtrail lm tokenizer --name general --from python_docs --phrase-share 0
-    """
+    """  # noqa: D301  # click takes the backspace itself
     from encoders.lm.tokenizer import train_tokenizer
 
     began = time.perf_counter()
