@@ -1,4 +1,4 @@
-"""The options that every command with a language model has."""
+"""Options that several commands have: what a language model is, and where arithmetic is done."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 
 from encoders.config import DEFAULT_MODEL, EncoderConfig, Pooling
+from encoders.tracking import TRACKERS
 
 Function = Callable[..., Any]
 
@@ -49,6 +50,24 @@ _threads_option = click.option(
     default=None,
     show_default="torch's choice: one per core",
     help="Threads of the model's arithmetic.",
+)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
+)
+process_threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of the arithmetic, per process.  [default: one per core, shared by the processes]",
+)
+cpu_option = click.option(
+    "--cpu", is_flag=True, help="Use no accelerator.  [default: use one if there is]"
+)
+track_option = click.option(
+    "--track",
+    type=click.Choice(TRACKERS),
+    help="Write training curves to HOME/tracking, or MLFLOW_TRACKING_URI.  [default: no]",
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import Progress, late_bar
 from training.recipes import RECIPES
@@ -62,9 +63,7 @@ from training.recipes import RECIPES
     show_default=True,
     help="Of --ablate: runs per variant.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
-)
+@threads_option
 @pass_settings
 def evaluate(
     settings: Settings,

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import click
 
+from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings
 from feature_repo.progress import late_bar
 from feature_repo.publish import publish
@@ -15,9 +16,7 @@ from feature_repo.publish import publish
 
 @click.command(short_help="Write a model's user and item embeddings.")
 @click.argument("run", required=False)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
-)
+@threads_option
 @pass_settings
 def export(settings: Settings, run: str | None, threads: int | None) -> None:
     """Write the deep outputs of RUN (default: the one that is served) as feature views.

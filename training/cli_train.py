@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import click
 
-from encoders.tracking import TRACKERS
+from encoders.cli_options import cpu_option, process_threads_option, track_option
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import late_bar
 from training.overrides import override
@@ -54,21 +54,13 @@ def _recipe(name: str, shortcuts: Mapping[str, float | None], settings: Iterable
     metavar="NAME=VALUE",
     help="Any field of the recipe, by dotted name; may be given often.  [default: the recipe's]",
 )
-@click.option(
-    "--track",
-    type=click.Choice(TRACKERS),
-    help="Write training curves to HOME/tracking, or MLFLOW_TRACKING_URI.  [default: no]",
-)
-@click.option("--cpu", is_flag=True, help="Use no accelerator.  [default: use one if there is]")
+@track_option
+@cpu_option
 @click.option(
     "--deterministic", is_flag=True, help="Refuse what gives other results when repeated."
 )
 @click.option("--compile", "compiled", is_flag=True, help="Learn with torch.compile.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Of the arithmetic, per process.  [default: one per core, shared by the processes]",
-)
+@process_threads_option
 @click.option(
     "--current/--no-current",
     "make_current",

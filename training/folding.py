@@ -168,8 +168,7 @@ class FoldedHead(nn.Module):
             assert isinstance(down, nn.Linear)
             crossed = [down.weight.t(), columns[:, :-1]]
             logit = logit + columns[:, -1:]
-        first = (perceptron.scale.unsqueeze(1) * perceptron.first.weight).flatten(0, 1)
-        weight = torch.cat([*crossed, logit, first.t()], dim=1)
+        weight = torch.cat([*crossed, logit, perceptron.first_weights().t()], dim=1)
         bias = torch.cat(
             [
                 logit.new_zeros(2 * self.rank),

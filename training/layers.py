@@ -309,9 +309,13 @@ class MemberPerceptron(nn.Module):
         with torch.no_grad():
             self.bias.fill_(math.log(rate / (1 - rate)))
 
+    def first_weights(self) -> Float[Tensor, "KH D"]:
+        """``r_k W`` of every member, one below the other."""
+        return (self.scale.unsqueeze(1) * self.first.weight).flatten(0, 1)
+
     def forward(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
         """The logits of every member."""
-        weight = (self.scale.unsqueeze(1) * self.first.weight).flatten(0, 1)  # (K H, D)
+        weight = self.first_weights()
         # Only where it is on: an exported program would carry the context along.
         with (
             torch.autocast(x.device.type, torch.bfloat16)

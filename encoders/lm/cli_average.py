@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import click
 
+from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import late_bar
 
@@ -16,11 +17,7 @@ from feature_repo.progress import late_bar
     help="Average so many of the kept weights, the last.  [default: all]",
 )
 @click.option("--name", help="Of the new model.  [default: MODEL-average]")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Of the arithmetic.  [default: one per core]",
-)
+@threads_option
 @pass_settings
 def average(
     settings: Settings, model: str | None, last: int | None, name: str | None, threads: int | None

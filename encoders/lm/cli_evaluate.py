@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from encoders.lm.cli_tune import cpu_option, threads_option
+from encoders.cli_options import cpu_option, threads_option
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import Progress, progress_bar
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import click
 
+from encoders.cli_options import cpu_option, process_threads_option, track_option
 from encoders.config import Precision
 from encoders.lm.cli_average import commands as average_commands
 from encoders.lm.recipes import RECIPES, PretrainingConfig
-from encoders.tracking import TRACKERS
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.errors import EncoderError
 from feature_repo.progress import late_bar
@@ -147,17 +147,9 @@ def plan(
     help="Learn with torch.compile.  [default: the recipe's]",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of weights and order.  [default: 0]")
-@click.option(
-    "--track",
-    type=click.Choice(TRACKERS),
-    help="Write training curves to HOME/tracking, or MLFLOW_TRACKING_URI.  [default: no]",
-)
-@click.option("--cpu", is_flag=True, help="Use no accelerator.  [default: use one if there is]")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Of the arithmetic, per process.  [default: one per core, shared by the processes]",
-)
+@track_option
+@cpu_option
+@process_threads_option
 @pass_settings
 def pretrain(
     settings: Settings,

@@ -5,20 +5,10 @@ from typing import get_args
 
 import click
 
+from encoders.cli_options import cpu_option, threads_option
 from encoders.config import Precision
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.progress import late_bar
-
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=None,
-    show_default="one per core",
-    help="Threads of the model's arithmetic.",
-)
-cpu_option = click.option(
-    "--cpu", is_flag=True, help="Compute on the CPU even where there is an accelerator."
-)
 
 
 @click.command(short_help="Teach a language model tasks made of the shop's own records.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from encoders.lm.averaging import AVERAGING_FILE, AveragingManifest
 from encoders.lm.instruction_tuning import TUNING_FILE, InstructionTuningManifest
-from encoders.lm.model_folder import PRETRAINING_FILE, latest_model
+from encoders.lm.model_folder import PRETRAINING_FILE, latest_model, newest_model
 from feature_repo.errors import MissingStepError
 from feature_repo.home import Home
 
@@ -24,15 +24,12 @@ def models_to_compare(home: Home) -> list[Path]:
     Raises:
         MissingStepError: If the home has no model.
     """
-    files = (TUNING_FILE, AVERAGING_FILE, PRETRAINING_FILE)
-    made = [path for file in files for path in home.models.glob(f"*/{file}")]
-    whole = [path for path in made if not path.parent.name.endswith(".part")]
-    if not whole:
+    # A model's own file is newer than those that it was copied with.
+    newest = newest_model(home, TUNING_FILE, AVERAGING_FILE, PRETRAINING_FILE)
+    if newest is None:
         raise MissingStepError(
             f"{home.models} has no model yet: run `longtrail lm pretrain` first, or name a folder"
         )
-    # A model's own file is newer than those that it was copied with.
-    newest = max(whole, key=lambda path: path.stat().st_mtime_ns).parent
     chain = [newest]
     while (base := _base(chain[0])) is not None and base not in chain:
         chain.insert(0, base)

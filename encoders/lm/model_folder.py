@@ -52,10 +52,17 @@ def latest_model(home: Home, file: str, *, made_by: str) -> Path:
     Raises:
         MissingStepError: If there is none.
     """
-    found = [path for path in home.models.glob(f"*/{file}") if path.parent.suffix != ".part"]
-    if not found:
+    newest = newest_model(home, file)
+    if newest is None:
         raise MissingStepError(f"{home.models} has no such model yet: run `{made_by}` first")
-    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+    return newest
+
+
+def newest_model(home: Home, *files: str) -> Path | None:
+    """The home's finished model that has the file, of any of these, that was written last."""
+    found = [path for file in files for path in home.models.glob(f"*/{file}")]
+    whole = [path for path in found if path.parent.suffix != ".part"]
+    return max(whole, key=lambda path: path.stat().st_mtime_ns).parent if whole else None
 
 
 def load_language_model(folder: str | Path) -> tuple[Any, Any]:
