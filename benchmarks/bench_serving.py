@@ -5,8 +5,10 @@ Load generator, Redis, PostgreSQL and servers share one machine. Every figure is
 - ``cached``: ``/v1/rank`` with 500 candidates at a constant rate, users whose deep outputs are
   features; latency, errors, processor time and memory over the whole time.
 - ``live``: the same with a behaviour more in each history, so that the deep half runs.
-- ``parts``: reading the user's bytes through redis-py, the model's forward pass, JSON in and out;
-  against them the whole request at a rate at which none waits.
+- ``parts``: reading the user's bytes through redis-py, the model's forward pass, JSON in and out,
+  met in as many processes and as often as the workers meet them at the cached path's rate; against
+  them the whole request at that rate. ``alone``: both again at a rate at which no request meets
+  another and processor and caches have gone to sleep in between.
 - ``ours`` and ``rival``: the highest rates within the same limit of the 99th percentile. The rival
   is `feast serve` and :mod:`benchmarks.rival_server`, which must give the same scores.
 
@@ -258,15 +260,19 @@ def measure_ours(
         "cached": measure_load(server, redis_pid, cached),
         "live": measure_load(server, redis_pid, replace(live, seconds=options.live_seconds)),
     }
-    alone = run_load(replace(cached, rate=_LOW_RATE, seconds=options.step_seconds))
     answer = json.dumps(ask(server, PATH, requests.cached[0]))
-    parts = measure_parts(
-        home, PROFILE, requests.cached, answer,
-        num=options.num_parts, interval_s=options.workers / _LOW_RATE,
-    )  # fmt: skip
-    figures["whole_alone"] = asdict(alone)
-    figures["parts"] = parts
-    figures["whole_to_parts"] = alone.answer_ms["p50"] / parts["sum_ms"]
+
+    def against_parts(rate: float, whole_ms: float) -> dict[str, Any]:
+        parts = measure_parts(
+            home, PROFILE, requests.cached, answer,
+            num=options.num_parts, rate=rate, workers=options.workers,
+        )  # fmt: skip
+        ratio = whole_ms / parts["sum_ms"]
+        return {"rate": rate, "whole_ms": whole_ms, "ratio": ratio, **parts}
+
+    alone = run_load(replace(cached, rate=_LOW_RATE, seconds=options.step_seconds))
+    figures["parts"] = against_parts(options.rate, figures["cached"]["answer_ms"]["p50"])
+    figures["alone"] = against_parts(_LOW_RATE, alone.answer_ms["p50"])
     step = replace(cached, seconds=options.step_seconds)
     figures["ours"] = staircase(step, limit_ms=CACHED_LIMIT_MS, start=options.rate)
     return figures
@@ -312,7 +318,8 @@ def key_figures(figures: dict[str, Any]) -> dict[str, Any]:
         "cached_p99_ms": figures["cached"]["latency_ms"].get("p99"),
         "live_p99_ms": figures["live"]["latency_ms"].get("p99"),
         "errors": figures["cached"]["num_errors"] + figures["live"]["num_errors"],
-        "whole_to_parts": figures["whole_to_parts"],
+        "whole_to_parts": figures["parts"]["ratio"],
+        "whole_to_parts_alone": figures["alone"]["ratio"],
         "our_rate": figures["ours"]["rate"],
         "rival_rate": rival["rate"],
         "rival_limit_ms": rival["limit_ms"],

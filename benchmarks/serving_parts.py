@@ -1,13 +1,17 @@
 """The bare parts of one ranking: what it cannot do without, each as plain as it can be.
 
-They are measured in turns with pauses between, each as seldom as a worker of the service is asked
-that they are compared with: in a tight loop all would be in the processor's caches.
+They are measured as the service that they are compared with works: in as many processes side by
+side as it has workers, in turns, and each as seldom as a worker is asked. In a tight loop all would
+be in the processor's caches, and alone a process has both threads of a core.
 """
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -48,7 +52,8 @@ def measure_parts(
     answer: str,
     *,
     num: int,
-    interval_s: float,
+    rate: float,
+    workers: int,
 ) -> dict[str, Any]:
     """Median milliseconds of each bare part of a ranking on the cached path, and their sum.
 
@@ -60,9 +65,43 @@ def measure_parts(
         profile: Whose stores.
         bodies: Requests, used in turn.
         answer: One answer.
-        num: Repetitions of each part, at least 1.
-        interval_s: Seconds from one time to the next of the same part.
+        num: Repetitions of each part in each process, at least 1.
+        rate: How often each part is met per second, in all processes together.
+        workers: Processes side by side.
     """
+    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_keep, initargs=(context.Barrier(workers),)
+    ) as pool:
+        jobs = [
+            pool.submit(_measure, home, profile, bodies, answer, num, workers / rate)
+            for _ in range(workers)
+        ]
+        times, sizes = zip(*(job.result() for job in jobs), strict=True)
+    medians = {
+        name: float(np.median(np.concatenate([one[name] for one in times])) * 1e3)
+        for name in times[0]
+    }
+    return {
+        **medians,
+        "sum_ms": sum(medians[name] for name in ("redis_ms", "model_ms", "json_ms")),
+        **sizes[0],
+    }
+
+
+_together: Barrier
+"""Of a process that measures: none begins before all are ready."""
+
+
+def _keep(barrier: Barrier) -> None:
+    global _together  # a barrier can be handed over to a process' start only
+    _together = barrier
+
+
+def _measure(
+    home: Home, profile: str, bodies: Sequence[str], answer: str, num: int, interval_s: float
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of each part, and sizes; one of the processes."""
     torch.set_num_threads(1)
     reader = FeatureReader(home, profile, outputs_of=current_run(home))
     read, num_bytes = _redis_read(home, reader, bodies)
@@ -75,6 +114,7 @@ def measure_parts(
         "json_ms": lambda n: (orjson.loads(bodies[n % len(bodies)]), orjson.dumps(documents)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
+    _together.wait()
     with torch.inference_mode():
         for number in range(num + _WARM):
             for name, part in parts.items():
@@ -82,10 +122,7 @@ def measure_parts(
                 began = time.perf_counter()
                 part(number)
                 seconds[name].append(time.perf_counter() - began)
-    medians = {name: float(np.median(times[_WARM:]) * 1e3) for name, times in seconds.items()}
-    return {
-        **medians,
-        "sum_ms": sum(medians[name] for name in ("redis_ms", "model_ms", "json_ms")),
+    return {name: times[_WARM:] for name, times in seconds.items()}, {
         "num_programs": len(programs),
         "redis_bytes": num_bytes,
         "body_bytes": len(bodies[0]),

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from feature_repo.errors import StoreError
 from feature_repo.home import Home
 from feature_repo.online import OnlineWriter, open_writer
 from feature_repo.profiles import open_store
+from feature_repo.run_rows import run_rows
 from feature_repo.version_names import run_view
 
 MAX_WAITING = 10_000
@@ -127,18 +127,16 @@ class OutputRefresher:
 
 def record_batch(entries: list[FreshOutputs], run: str) -> pa.RecordBatch:
     """Rows of the view of a run's users, as export writes them."""
-    stamps = pa.array(
-        [datetime.fromtimestamp(entry.newest, UTC) for entry in entries],
-        type=pa.timestamp("us", tz="UTC"),
+    table = run_rows(
+        "user",
+        [entry.user_id for entry in entries],
+        np.stack([entry.vector for entry in entries]),
+        run=run,
+        times=np.array([entry.newest for entry in entries]) * 1_000_000,
+        origin={
+            "history_key": np.array([entry.history_key for entry in entries]),
+            "computed_time": np.array([entry.computed_at for entry in entries]),
+        },
     )
-    return pa.record_batch(
-        {
-            "user_id": pa.array([entry.user_id for entry in entries], type=pa.string()),
-            "embedding": pa.array([entry.vector for entry in entries], type=pa.list_(pa.float32())),
-            "model_version": pa.array([run] * len(entries), type=pa.string()),
-            "history_key": pa.array([entry.history_key for entry in entries], type=pa.int64()),
-            "computed_time": pa.array([entry.computed_at for entry in entries], type=pa.int64()),
-            "event_timestamp": stamps,
-            "created_timestamp": stamps,
-        }
-    )
+    (batch,) = table.to_batches()
+    return batch

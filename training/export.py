@@ -1,12 +1,11 @@
 """Deep outputs of a run as two feature views of its own, one of users and one of items."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -18,12 +17,15 @@ from feature_repo.errors import ArtifactError
 from feature_repo.home import complete_folder
 from feature_repo.moments import micros
 from feature_repo.progress import Progress, silent
+from feature_repo.run_rows import run_rows
+from feature_repo.version_names import Entity
 from training.artifact import load_model
 from training.parts import deep_model
 from training.sources import Sources
 
 _Rows = tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]
 """Vectors, event times in epoch microseconds, and what the vectors were computed from."""
+_Compute = Callable[[NDArray[np.object_]], _Rows]
 
 CHUNK = 4096
 """Users or items computed at a time."""
@@ -94,7 +96,7 @@ def export_embeddings(
 
     user_ids, item_ids = _user_ids(sources.home.events), Catalog.load(sources.home).item_ids
     widths = []
-    jobs = (
+    jobs: tuple[tuple[Entity, NDArray[np.object_], _Compute, Progress], ...] = (
         ("user", user_ids, user_rows, users),
         ("item", item_ids, item_rows, items),
     )
@@ -106,7 +108,7 @@ def export_embeddings(
                     chunk = ids[start : start + CHUNK]
                     with torch.inference_mode():
                         vectors, times, origin = compute(chunk)
-                    rows = _rows(f"{entity}_id", chunk, vectors, times, run, origin)
+                    rows = run_rows(entity, chunk, vectors, run=run, times=times, origin=origin)
                     if writer is None:
                         widths.append(vectors.shape[1])
                         writer = pq.ParquetWriter(
@@ -133,27 +135,3 @@ def _user_ids(events: Path) -> NDArray[np.object_]:
     for path in sorted(events.glob("*.parquet")):
         ids.update(pq.read_table(path, columns=["user_id"])["user_id"].unique().to_pylist())
     return np.array(sorted(ids), dtype=object)
-
-
-def _rows(
-    key: str,
-    ids: Sequence[str] | NDArray[np.object_],
-    vectors: NDArray[np.float32],
-    times: NDArray[np.int64],
-    run: str,
-    origin: dict[str, NDArray[np.int64]],
-) -> pa.Table:
-    stamp = pa.array(times, type=pa.timestamp("us", tz="UTC"))
-    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
-    return pa.table(
-        {
-            key: pa.array(list(ids), type=pa.string()),
-            "embedding": pa.ListArray.from_arrays(
-                pa.array(offsets), pa.array(vectors.ravel(), type=pa.float32())
-            ),
-            "model_version": pa.array([run] * len(ids), type=pa.string()),
-            **{name: pa.array(values, type=pa.int64()) for name, values in origin.items()},
-            "event_timestamp": stamp,
-            "created_timestamp": stamp,
-        }
-    )
