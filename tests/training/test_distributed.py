@@ -1,22 +1,18 @@
 """Two processes on the CPU against one: the same loss, the same weights up to rounding."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from encoders.devices import Devices, open_devices, torch_threads
+from tests.together import run_together
 from tests.training.world import make_world, small_bahe
 from training.__main__ import command_line
 from training.recipes import Recipe, TrainingConfig
 from training.train import train
 
-PROJECT = Path(__file__).resolve().parents[2]
 NUM_USERS = 60
 
 
@@ -74,19 +70,7 @@ with open_devices(cpu=True) as devices:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
-    script = root / "together.py"
-    script.write_text(TOGETHER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(root)],
-        cwd=PROJECT,
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(TOGETHER, root)
     return root, [json.loads((root / f"told-{i}.json").read_text()) for i in range(2)]
 
 

@@ -18,6 +18,7 @@ from encoders.lm.pretraining import pretrain
 from encoders.lm.pretraining_manifest import PretrainingManifest
 from feature_repo.home import PROJECT_ROOT, Home
 from tests.encoders.lm.small_corpus import assert_equal_weights, make_home, small, weights
+from tests.together import run_together
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -118,19 +119,7 @@ with open_devices(cpu=True) as devices:
 def test_two_processes_learn_what_one_learns_with_shared_rows_or_shared_weights(
     home: Home,
 ) -> None:
-    script = home.root / "together.py"
-    script.write_text(TOGETHER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(home.root)],
-        cwd=PROJECT_ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(TOGETHER, home.root)
     alone = pretrain(home, small(steps=8), threads=1)
     expected = [point.loss for point in alone.manifest.curve]
     for name in ("rows", "sharded"):

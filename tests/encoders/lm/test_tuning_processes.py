@@ -1,9 +1,6 @@
 """Several processes tune what one process tunes: with shared rows, shared weights, or adapters."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ from safetensors.torch import load_file
 
 from encoders.lm.examples import TaskConfig
 from encoders.lm.instruction_tuning import InstructionTuningConfig, tune_on_tasks
-from feature_repo.home import PROJECT_ROOT
 from tests.encoders.lm.planted_models import byte_tokenizer, save, small_model
 from tests.encoders.lm.shop_home import TITLES, make_home
+from tests.together import run_together
 
 CONFIG = InstructionTuningConfig(
     tasks=TaskConfig(max_train=20, max_train_baskets=10, max_valid=5, history_lines=2),
@@ -56,19 +53,7 @@ with open_devices(cpu=True) as devices, torch_threads(1):
 def test_two_processes_tune_what_one_tunes(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home")
     save(small_model(300, length=256), byte_tokenizer(TITLES, num_tokens=300), home.models / "base")
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(home.root)],
-        cwd=PROJECT_ROOT,
-        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(TOGETHER, home.root)
     for name, change in VARIANTS.items():
         first, second = (
             json.loads((home.root / f"{name}-{index}.json").read_text()) for index in range(2)
