@@ -2,13 +2,14 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from typing import get_args
 
 import click
 
 from encoders.cli_options import cpu_option, process_threads_option, track_option
 from encoders.config import Precision
 from encoders.lm.cli_average import commands as average_commands
-from encoders.lm.recipes import RECIPES, PretrainingConfig
+from encoders.lm.recipes import RECIPES, Optimizer, PretrainingConfig
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.errors import EncoderError
 from feature_repo.progress import late_bar
@@ -121,6 +122,11 @@ def plan(
     help="Rows computed at once; moves speed and memory.  [default: the recipe's]",
 )
 @click.option(
+    "--optimizer",
+    type=click.Choice(get_args(Optimizer)),
+    help="muon: AdamW, but Muon for the layers' matrices.  [default: the recipe's]",
+)
+@click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     help="Highest; a tenth of it where a model goes on.  [default: the recipe's]",
@@ -162,6 +168,7 @@ def pretrain(
     steps: int | None,
     batch_rows: int | None,
     pass_rows: int | None,
+    optimizer: Optimizer | None,
     learning_rate: float | None,
     general_share: float | None,
     precision: Precision | None,
@@ -192,6 +199,7 @@ def pretrain(
     given = {
         "batch_rows": batch_rows,
         "pass_rows": pass_rows,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
         "precision": precision,
         "checkpoint_activations": checkpoint_activations,

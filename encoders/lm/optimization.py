@@ -1,6 +1,11 @@
-"""The optimiser of a language model, and its state as tensors by name."""
+"""The optimisers of a language model, and their state as tensors by name.
+
+AdamW learns everything, or Muon the matrices of the layers and AdamW the rest: embeddings, head and
+vectors, which are no maps between hidden states.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,38 +15,75 @@ from encoders.lm.recipes import LearningConfig
 from encoders.lm.sharding import share_of, whole
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: LearningConfig) -> torch.optim.AdamW:
-    """AdamW; matrices and embeddings are decayed, vectors are not."""
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() <= 1]
+def make_optimizers(model: Any, config: LearningConfig) -> list[torch.optim.Optimizer]:
+    """One or two, which share out the weights that are learned.
+
+    Matrices and embeddings are decayed, vectors are not.
+
+    Args:
+        model: A causal model of transformers.
+        config: How; ``learning_rate`` is of AdamW, and Muon's steps are scaled to be as long.
+
+    Source:
+        Jordan et al., "Muon", 2024; Liu et al., "Muon is Scalable for LLM Training", 2025,
+        arXiv:2502.16982, for the length of its steps; torch's ``Muon``.
+    """
+    learned = [p for p in model.parameters() if p.requires_grad]
+    layers: set[int] = set()
+    if config.optimizer == "muon":
+        layers = {id(p) for p in model.base_model.layers.parameters() if p.dim() > 1}
+    turned = [p for p in learned if id(p) in layers]
+    rest = [p for p in learned if id(p) not in layers]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,  # one pass over the weights: memory is what bounds it
-    )
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,  # one pass over the weights: memory is what bounds it
+        )
+    ]
+    if turned:
+        optimizers.append(
+            torch.optim.Muon(
+                turned,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
 
 
-def learning_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and the optimiser's moments, whole where processes share them: all call this."""
-    weights = whole({f"model/{name}": p for name, p in model.named_parameters()})
-    return weights | whole(optimizer_tensors(model, optimizer))
+def learning_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Weights and the optimisers' moments, whole where processes share them: all call this."""
+    tensors = whole({f"model/{name}": p for name, p in model.named_parameters()})
+    for optimizer in optimizers:
+        tensors |= whole(optimizer_tensors(model, optimizer))
+    return tensors
 
 
 @torch.no_grad()
 def restore_learning(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what :func:`learning_tensors` gave; every process takes its share."""
+    owner = {
+        id(parameter): optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     weights = without_prefix("model", tensors)
     for name, parameter in model.named_parameters():
         parameter.copy_(share_of(weights[name], parameter))
         moments = without_prefix(f"optimizer/{name}", tensors)
         if moments:
-            optimizer.state[parameter] = {
+            owner[id(parameter)].state[parameter] = {
                 key: share_of(value, parameter) for key, value in moments.items()
             }

@@ -28,7 +28,7 @@ from encoders.lm.learning_state import (
     validation_steps,
 )
 from encoders.lm.loss import LanguageModelLoss
-from encoders.lm.optimization import learning_tensors, make_optimizer, restore_learning
+from encoders.lm.optimization import learning_tensors, make_optimizers, restore_learning
 from encoders.lm.packing import BatchStream, PackedRows
 from encoders.lm.recipes import LearningConfig
 from encoders.lm.sharding import whole
@@ -86,7 +86,7 @@ class Pretrainer:
                 f"got {rows}: give another --batch-rows"
             )
         self._learned = [p for p in self.loss.parameters() if p.requires_grad]
-        self._optimizer = make_optimizer(self._learned, self.config)
+        self._optimizers = make_optimizers(self.loss.model, self.config)
         self._meter = Meter()
         self.state = LearningState(
             fingerprint=self.checkpoint.fingerprint,
@@ -149,7 +149,7 @@ class Pretrainer:
         loss = self._gradients(rows)
         skipped = is_spike(loss, state.recent)
         if skipped:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
         else:
             self._update(state.step, num_steps)
         seconds = time.perf_counter() - started
@@ -206,13 +206,19 @@ class Pretrainer:
             warmup_steps=self.config.warmup_steps,
             final=self.config.final_share,
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * factor
         norm = nn.utils.clip_grad_norm_(self._learned, self.config.clip_norm, foreach=True)
         if not math.isfinite(float(whole({"norm": norm})["norm"])):
             raise EncoderError(self._diverged(float("nan")))
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _diverged(self, value: float) -> str:
         return (
@@ -248,7 +254,7 @@ class Pretrainer:
                 "train/loss": point.loss,
                 "train/tokens_per_s": figures["train/rows_per_s"],
                 "train/matmul_share": share,
-                "train/learning_rate": self._optimizer.param_groups[0]["lr"],
+                "train/learning_rate": self._optimizers[0].param_groups[0]["lr"],
             },
         )
 
@@ -278,7 +284,7 @@ class Pretrainer:
         with torch.no_grad():
             for parameter, value in zip(self._learned, before, strict=True):
                 parameter.copy_(value)
-        self._optimizer = make_optimizer(self._learned, self.config)
+        self._optimizers = make_optimizers(self.loss.model, self.config)
         return max(1, int(self.config.minutes * 60 / statistics.median(seconds[warm:])))
 
     @property
@@ -292,7 +298,7 @@ class Pretrainer:
             keep_snapshot(self.checkpoint.folder, step, tensors)
 
     def _save(self) -> None:
-        tensors = learning_tensors(self.loss.model, self._optimizer)
+        tensors = learning_tensors(self.loss.model, self._optimizers)
         if self.devices.is_main:
             name = f"state-{self.state.step}.safetensors"
             self.checkpoint.save(self.state.model_copy(update={"tensors": name}), tensors)
@@ -302,7 +308,7 @@ class Pretrainer:
         saved = self.checkpoint.load()
         if saved is not None:
             self.state, tensors = saved
-            restore_learning(self.loss.model, self._optimizer, tensors)
+            restore_learning(self.loss.model, self._optimizers, tensors)
         elif self.devices.is_main:
             forget_snapshots(self.checkpoint.folder)
         self.devices.wait()  # before the main process replaces what the others read

@@ -5,10 +5,12 @@ This module imports neither torch nor transformers, so that the command line's h
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from encoders.config import Precision
 from feature_repo.errors import EncoderError
+
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ class LearningConfig:
     """Rows of a step, of all processes together."""
     pass_rows: int = 4
     """Rows that a process computes at once; the gradients of a step's passes are added up."""
+    optimizer: Optimizer = "adamw"
+    """``muon``: the layers' matrices by Muon, the rest by AdamW; it needs whole matrices, so no
+    ``sharded``."""
     learning_rate: float = 3e-4
-    """Highest, of AdamW."""
+    """Highest, of both optimisers."""
     final_share: float = 0.1
     """The cosine ends at this share of it."""
     warmup_steps: int = 2000
@@ -109,6 +114,11 @@ class LearningConfig:
         if self.precision not in get_args(Precision):
             allowed = ", ".join(get_args(Precision))
             raise EncoderError(f"precision must be one of {allowed}, got {self.precision!r}")
+        if self.optimizer not in get_args(Optimizer):
+            allowed = ", ".join(get_args(Optimizer))
+            raise EncoderError(f"optimizer must be one of {allowed}, got {self.optimizer!r}")
+        if self.optimizer == "muon" and self.sharded:
+            raise EncoderError("muon needs whole matrices: leave sharded out, or take adamw")
         if (self.steps is None) == (self.minutes is None):
             raise EncoderError("a training takes either steps or minutes")
         lowest = {"num_validations": 0, "num_snapshots": 0, "max_spikes": 0, "seed": 0}
@@ -167,6 +177,7 @@ def tiny() -> PretrainingConfig:
             minutes=8,
             batch_rows=8,
             pass_rows=8,
+            optimizer="muon",
             learning_rate=3e-3,
             warmup_steps=50,
             checkpoint_steps=200,

@@ -37,7 +37,7 @@ def tell(advance, total, **figures):
 for _ in sys.stdin:
     process = os.fork()
     if not process:
-        config = small(steps=40, precision="bfloat16")
+        config = small(steps=40, precision="bfloat16", optimizer="muon")
         pretrain(Home(Path(sys.argv[1])), config, name="killed", threads=1, learning=tell)
         os._exit(0)
     print(process, flush=True)
@@ -65,7 +65,7 @@ def runs(home: Home) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_killed_at_three_random_points_it_ends_with_the_same_bits(home: Home) -> None:
-    config = small(steps=40, precision="bfloat16")
+    config = small(steps=40, precision="bfloat16", optimizer="muon")
     undisturbed = pretrain(home, config, threads=1).folder
     random = np.random.default_rng(0)
     with runs(home) as started:

@@ -68,6 +68,8 @@ def test_shapes_are_checked(change: dict[str, Any], sentence: str) -> None:
         ({"final_share": 1.5}, r"final_share must be in \[0, 1\], got 1.5"),
         ({"precision": "float8"}, "precision must be one of float32, bfloat16, got 'float8'"),
         ({"num_snapshots": -1}, "num_snapshots must be at least 0, got -1"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, got 'sgd'"),
+        ({"optimizer": "muon", "sharded": True}, "muon needs whole matrices"),
     ],
 )
 def test_learning_is_checked(change: dict[str, Any], sentence: str) -> None:
