@@ -7,9 +7,11 @@ Real servers run on loopback for the time of the benchmark; every case is a proc
   through a redis-py pipeline and as hand-written RESP.
 - ``lookups``: one user's row and 500 vectors, by ours, by Feast's public call, and by a bare HMGET
   whose bytes are parsed.
-- ``copy`` and ``historical``: a home of 1,000,000 events (100 snapshots per user) loaded into
-  PostgreSQL, then read by ours on both profiles and by Feast's own join, which must agree;
-  ``num_requests`` sizes, each with its peak of memory.
+- ``copy``, ``materialize_home``, ``online`` and ``historical``: a home of 250 events and 100
+  snapshots per user is loaded into PostgreSQL; materialised from there, the users' sequences by stock Feast,
+  too; one user and 500 items are read as serving does, on both profiles; requests are read by ours
+  on both profiles and by Feast's own join, which must agree, each with its peak of memory, the
+  median of three but for the largest.
 
     python -m benchmarks.bench_production --num-rows 100000 --num-requests 10000 100000 1000000 \
         --num-feast-requests 100000 --num-users 4000
@@ -44,6 +46,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bench_historical import SNAPSHOTS_PER_USER, make_home
 from benchmarks.results_file import write_result
+from feature_repo.catalog import Catalog
 from feature_repo.connections import DATABASE_URL, REDIS_URL
 from feature_repo.feast_bytes import column_from_bytes, time_bytes, value_bytes
 from feature_repo.home import Home
@@ -66,6 +69,8 @@ LIST_LENGTH, WIDTH = 100, 384
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 START = datetime(2024, 1, 1, tzinfo=UTC)
 VECTORS_PER_LOOKUP = 500
+ITEMS_PER_LOOKUP = 500
+_STOCK_VIEW = "user_sequences"
 WRITERS = ("ours", "stock", "pipeline", "resp")
 _BATCH = 2000
 _WARM_LOOKUPS = 20
@@ -305,6 +310,41 @@ def copy_home(home: Home, num_workers: int) -> dict[str, Any]:
     return {v.name: {"rows": v.num_rows, "rows_per_s": v.num_rows / v.seconds} for v in done}
 
 
+def copy_stock(home: Home) -> dict[str, Any]:
+    """The same of the users' sequences by stock Feast."""
+    store = open_store(home, "production")
+    began = time.perf_counter()
+    with feast_in_log():
+        store.materialize(
+            datetime(2000, 1, 1, tzinfo=UTC),
+            datetime.now(UTC),
+            feature_views=[_STOCK_VIEW],
+        )
+    seconds = time.perf_counter() - began
+    rows = load_manifest(home).num_users
+    return {"rows": rows, "rows_per_s": rows / seconds}
+
+
+def online(home: Home, profile: str, repeats: int) -> dict[str, Any]:
+    """Milliseconds of one user and of 500 items, all features that a model can read."""
+    if profile == "embedded":
+        apply(home, profile)
+        materialize(home, profile)
+    reader = FeatureReader(home, profile)
+    now, rng = datetime.now(UTC), np.random.default_rng(3)
+    users = [f"u{n}" for n in range(load_manifest(home).num_users)]
+    items = Catalog.load(home).item_ids
+    figures = {}
+    for name, ids, size, read in (
+        ("user", np.array(users, dtype=object), 1, reader.online_users),
+        ("items", items, ITEMS_PER_LOOKUP, reader.online_items),
+    ):
+        asked = [rng.choice(ids, size, replace=False) for _ in range(repeats + _WARM_LOOKUPS)]
+        times = _milliseconds({"ours": lambda keys: read(keys, at=now)}, asked)  # noqa: B023
+        figures[name] = times["ours"]
+    return figures
+
+
 def historical(home: Home, profile: str, join: str, num_requests: int) -> dict[str, Any]:
     """Sequences and statistics of random users at random times; a digest of all that was read.
 
@@ -366,6 +406,10 @@ def run_case(case: list[str]) -> dict[str, Any]:
         return load(Home(Path(folder)))
     if name == "copy":
         return copy_home(Home(Path(folder)), int(more[0]))
+    if name == "copy_stock":
+        return copy_stock(Home(Path(folder)))
+    if name == "online":
+        return online(Home(Path(folder)), more[0], int(more[1]))
     profile, join, num_requests = more
     return historical(Home(Path(folder)), profile, join, int(num_requests))
 
@@ -413,17 +457,29 @@ def measure_postgres(folder: Path, options: argparse.Namespace) -> dict[str, Any
         ),
         "copy": _child("load", home.root),
         "materialize_home": _child("copy", home.root, options.num_workers),
+        "materialize_home_stock": _child("copy_stock", home.root),
+        "online_ms": {
+            profile: _child("online", home.root, profile, repeats)
+            for profile, repeats in (("production", options.num_lookups), ("embedded", 200))
+        },
         "historical": {},
     }
+    figures["materialize_home_vs_stock"] = (
+        figures["materialize_home"][_STOCK_VIEW]["rows_per_s"]
+        / figures["materialize_home_stock"]["rows_per_s"]
+    )
     for num_requests in options.num_requests:
-        reads = {
-            profile: _child("historical", home.root, profile, "fast", num_requests)
-            for profile in ("production", "embedded")
-        }
+        last = num_requests == max(options.num_requests)
+        repeats = 1 if last and len(options.num_requests) > 1 else options.repeats
+        ways = {"production": ("production", "fast"), "embedded": ("embedded", "fast")}
         if num_requests <= options.num_feast_requests:
-            reads["feast_postgres"] = _child(
-                "historical", home.root, "production", "feast", num_requests
-            )
+            ways["feast_postgres"] = ("production", "feast")
+        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        for _ in range(repeats):  # in turns
+            for way, (profile, join) in ways.items():
+                runs[way].append(_child("historical", home.root, profile, join, num_requests))
+        reads = {way: _median_run(of) for way, of in runs.items()}
+        if "feast_postgres" in reads:
             reads["production"]["vs_feast"] = (
                 reads["feast_postgres"]["seconds"] / reads["production"]["seconds"]
             )
@@ -431,6 +487,12 @@ def measure_postgres(folder: Path, options: argparse.Namespace) -> dict[str, Any
             raise SystemExit("the reads differ: no result was written")
         figures["historical"][num_requests] = reads
     return figures
+
+
+def _median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run of median time, with the time of each."""
+    ordered = sorted(runs, key=lambda run: float(run["seconds"]))
+    return {**ordered[len(ordered) // 2], "all_seconds": [run["seconds"] for run in runs]}
 
 
 def main() -> None:
