@@ -26,5 +26,9 @@ class StoreError(LongtrailError):
     """The feature store's configuration or contents break a promise."""
 
 
+class StoreAwayError(StoreError):
+    """A server of the feature store does not answer; it may again, without anyone's doing here."""
+
+
 class ArtifactError(LongtrailError):
     """A trained model's folder is missing, incomplete or does not fit the feature store."""

@@ -21,7 +21,7 @@ from feature_repo.connections import (
     RedisAddress,
     feast_variables,
 )
-from feature_repo.errors import StoreError
+from feature_repo.errors import StoreAwayError, StoreError
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home, complete_file
 from feature_repo.services import local
 
@@ -79,9 +79,10 @@ def open_store(home: Home, profile: str) -> FeatureStore:
         place = f"{url.host}:{url.port}" if url.host else url.database
         suspects = f"the server and {DATABASE_URL}" if url.host else "the file"
         reason = str(error.orig).strip().splitlines()[0]
-        done = "reached" if isinstance(error, OperationalError) else "used"  # no tables can be made
-        raise StoreError(
-            f"the registry of the profile {profile!r} at {place} cannot be {done} ({reason}): "
+        is_away = isinstance(error, OperationalError)  # else no tables can be made
+        raise (StoreAwayError if is_away else StoreError)(
+            f"the registry of the profile {profile!r} at {place} cannot be "
+            f"{'reached' if is_away else 'used'} ({reason}): "
             f"check {suspects}; see docs/production.md; nothing is lost"
         ) from error
     return store

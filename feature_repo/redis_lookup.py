@@ -25,7 +25,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from feature_repo.errors import StoreError
+from feature_repo.errors import StoreAwayError, StoreError
 from feature_repo.feast_bytes import (
     VALUE_FIELDS,
     KeyCodec,
@@ -99,7 +99,7 @@ class RedisLine:
         """Turn the library's errors into one sentence that holds no secret.
 
         Raises:
-            StoreError: In place of them.
+            StoreError: In place of them; a :class:`StoreAwayError` where it may answer later.
         """
         try:
             yield
@@ -119,7 +119,7 @@ class RedisLine:
                     f"Redis at {self.place} cannot write to its disk and takes nothing new "
                     f"({error}): nothing more was copied; free space there, then run this again"
                 ) from error
-            raise StoreError(
+            raise StoreAwayError(
                 f"Redis at {self.place} does not answer as it should ({type(error).__name__}: "
                 f"{error}); check that it runs, then run this again"
             ) from error

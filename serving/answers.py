@@ -18,6 +18,21 @@ class UnknownItemError(LongtrailError):
     """An item that the feature store does not know was asked for by its id."""
 
 
+class UnusableChangeError(LongtrailError):
+    """A change that a user's history cannot have.
+
+    Args:
+        reason: A sentence; nothing of what came is repeated.
+        place: Where among the changes, such as ``("removed", 0)``.
+    """
+
+    def __init__(self, reason: str, *, place: tuple[str | int, ...]) -> None:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+        super().__init__(f"changes{path}: {reason}")
+        self.reason = reason
+        self.place = place
+
+
 UserPath = Literal["cached", "live", "whole"]
 """Where the user's deep outputs came from: the feature, the deep half just now, or neither: the
 whole program ran, because the model has no parts."""

@@ -21,9 +21,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 
 from feature_repo.errors import LongtrailError
-from serving.answers import UnknownItemError
+from serving.answers import UnknownItemError, UnusableChangeError
 from serving.breaker import CircuitOpenError
-from serving.deployment import Deployment
+from serving.deployment import WAITING_RETRY_S, Deployment, NotLoadedError
 from serving.directory import Directory
 from serving.event_rules import MAX_ID_LENGTH
 from serving.middleware import Guarded, Hosted, Limited, Observed, is_request_id
@@ -84,7 +84,7 @@ def create_app(
     """Build the application.
 
     Args:
-        deployment: Holds a ranker that is warmed up.
+        deployment: Holds a ranker that is warmed up, or will: what needs it is a 503 until then.
         directory: Users and items by name.
         events: Takes live events; without it there is no ``/v1/events``.
         served_log: Logs what rankings were computed from.
@@ -229,12 +229,17 @@ def _failure(request: Request, error: Exception) -> Json:
     """Say what cannot be answered: by the caller's fault, or for lack of what serving stands on."""
     if isinstance(error, UnknownItemError):
         return Json({"detail": "the feature store does not know this item"}, status_code=404)
+    if isinstance(error, UnusableChangeError):
+        where = ["body", "changes", *error.place]
+        return _invalid([{"loc": where, "msg": _printable(error.reason), "type": "unusable"}])
     if type(error) is LongtrailError:
         # Not of the store, the artifact or a step: the ranker's own, on what was asked.
         return _invalid([{"loc": ["body"], "msg": _printable(str(error)), "type": "unusable"}])
     retry_after_s = _RETRY_AFTER_S
     if isinstance(error, CircuitOpenError):
         retry_after_s = math.ceil(error.retry_after_s)
+    elif isinstance(error, NotLoadedError):  # in the log already, once for each try
+        retry_after_s = math.ceil(WAITING_RETRY_S)
     elif not isinstance(error, OverloadedError):
         _log.error("%s cannot be answered: %s", request.scope["route"].path, error)
     headers = {"retry-after": str(retry_after_s)}

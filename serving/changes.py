@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_repo.behavior import behavior_id, item_key
-from feature_repo.errors import LongtrailError
 from feature_repo.features import SceneSequence, UserFeatures
-from serving.answers import AddedBehavior, HistoryChanges
+from serving.answers import AddedBehavior, HistoryChanges, UnusableChangeError
 from serving.history import History
 
 
@@ -29,28 +28,28 @@ def change_history(
         normalize: Makes a text one of the data's.
 
     Raises:
-        LongtrailError: If a place or scene is not there, or an added behaviour has no text.
+        UnusableChangeError: If a place or scene is not there, or an added behaviour has no text.
     """
     history = History.of(users)
     removed: dict[str, list[int]] = {}
-    for place in changes.removed:
+    for number, place in enumerate(changes.removed):
         if not 0 <= place < len(history):
-            raise LongtrailError(
-                f"changes remove behaviour {place}, but the history has {len(history)}, counted "
-                "from 0"
+            raise UnusableChangeError(
+                f"the history has {_behaviors(len(history))}, counted from 0",
+                place=("removed", number),
             )
         removed.setdefault(str(history.scenes[place]), []).append(int(history.positions[place]))
     sequences = {
         scene: _without(sequence, removed.get(scene, []))
         for scene, sequence in users.sequences.items()
     }
-    for added in changes.added:
+    for number, added in enumerate(changes.added):
         if added.scene not in sequences:
-            raise LongtrailError(
-                f"changes add a behaviour of scene {added.scene!r}; there are "
-                f"{', '.join(sequences)}"
+            raise UnusableChangeError(
+                f"there is no such scene; there are {', '.join(sequences)}",
+                place=("added", number, "scene"),
             )
-        key = behavior_id(_text(added, title, normalize))
+        key = behavior_id(_text(added, number, title, normalize))
         sequences[added.scene] = _with(
             sequences[added.scene], key, item_key(added.item_id), history.now
         )
@@ -58,17 +57,29 @@ def change_history(
 
 
 def _text(
-    added: AddedBehavior, title: Callable[[str], str | None], normalize: Callable[[str], str]
+    added: AddedBehavior,
+    number: int,
+    title: Callable[[str], str | None],
+    normalize: Callable[[str], str],
 ) -> str:
-    text = normalize(added.text) if added.text is not None else None
-    if text is None and added.item_id is not None:
-        text = title(added.item_id)
+    if added.text is not None:
+        text = normalize(added.text)
+        if not text:
+            raise UnusableChangeError("the text is blank", place=("added", number, "text"))
+        return text
+    if added.item_id is None:
+        raise UnusableChangeError("text or item_id is needed", place=("added", number))
+    text = title(added.item_id) or ""
     if not text:
-        raise LongtrailError(
-            "changes add a behaviour without a text: give text, or the item_id of an item that has "
-            "a title"
+        raise UnusableChangeError(
+            "the item has no title that could be the text: give text",
+            place=("added", number, "item_id"),
         )
     return text
+
+
+def _behaviors(number: int) -> str:
+    return f"{number} behaviour{'' if number == 1 else 's'}"
 
 
 def _without(sequence: SceneSequence, positions: list[int]) -> SceneSequence:

@@ -211,9 +211,11 @@ def serve(
 ) -> None:
     """Answer over HTTP: rankings, explanations, live events, and a page for people at /.
 
-    Prints its address as one JSON line once all workers answer. SIGTERM or Ctrl-C stops it after
-    the running requests have ended; SIGHUP makes it look at once for another current run and for
-    changed keys. /openapi.json describes the interface, /readyz and /metrics tell how it does.
+    Prints its address as one JSON line once all workers answer; while the feature store is away
+    they answer that they cannot rank yet, and load the model when they can. SIGTERM or Ctrl-C stops
+    it after the running requests have ended; SIGHUP makes it look at once for another current run
+    and for changed keys. /openapi.json describes the interface, /readyz and /metrics tell how it
+    does.
 
     Example: longtrail serve --port 8080 --workers 2 --keys keys.toml
     """
@@ -225,8 +227,10 @@ def serve(
         )
     _check_rate_limit(options["rate_limit"])
     hosts = hosts_allowed(host, options["allowed_hosts"], asks_for_keys=keys is not None)
+    # A mistake is said before anything heavy is imported. A home without a run is one: nobody knows
+    # when there will be one, and a service that waits for it would hide that the home is wrong.
     if options["run"] is None:
-        load_current_run(settings.home)  # a mistake is said before anything heavy is imported
+        load_current_run(settings.home)
     for run in filter(None, (options["run"], options["shadow"])):
         load_run_manifest(settings.home, run)
     with metrics_folder(workers) as folder:
@@ -238,8 +242,12 @@ def serve(
         configure_logs(log_format, access=access_log)
         say("reading the catalogue's features ...")
         run_server(
-            lambda: open_service(
-                settings.home, settings.profile, service_options, metrics_folder=folder
+            partial(
+                open_service,
+                settings.home,
+                settings.profile,
+                service_options,
+                metrics_folder=folder,
             ),
             host=host,
             port=port,

@@ -2,6 +2,9 @@
 
 Whoever answers a request asks once for the ranker and keeps it until the answer is sent, so that a
 swap is one assignment: requests in flight end on the old ranker, which is gone after the last.
+
+Where no model could be loaded yet there is no ranker: whoever asks gets a :class:`NotLoadedError`,
+which is an answer as well, until the follower has loaded one.
 """
 
 import gc
@@ -22,24 +25,31 @@ INTERVAL_S = 1.0
 """Between two looks at the file that names the current run: one stat call each."""
 RETRY_S = 60.0
 """Until a run that could not be loaded is tried again: a store may have been away."""
+WAITING_RETRY_S = 5.0
+"""The same while no model serves at all: a try costs a second or two of one core."""
 
 _Stamp = tuple[int, int, int]
 
 _log = logging.getLogger(__name__)
 
 
+class NotLoadedError(LongtrailError):
+    """No model serves yet; the follower goes on trying."""
+
+
 class Deployment:
     """Holds the ranker that serves now, and the one in its shadow.
 
     Args:
-        ranker: Serves until another takes its place; warmed up.
+        ranker: Serves until another takes its place; warmed up. None where none could be loaded
+            yet.
         metrics: Where what happens is counted; None for metrics of its own.
         shadow: Ranks a share of the requests as well, for comparison.
     """
 
     def __init__(
         self,
-        ranker: ServingRanker,
+        ranker: ServingRanker | None,
         *,
         metrics: Metrics | None = None,
         shadow: Shadow | None = None,
@@ -49,24 +59,39 @@ class Deployment:
         self.problem: str | None = None
         """Why the run that should serve does not; None while it does."""
         self._ranker = ranker
-        self.metrics.serve_model(ranker.manifest)
+        if ranker is not None:
+            self.metrics.serve_model(ranker.manifest)
+
+    @property
+    def run(self) -> str | None:
+        """Name of the run that serves; None while none does."""
+        ranker = self._ranker
+        return None if ranker is None else ranker.manifest.run
 
     def ranker(self) -> ServingRanker:
-        """Return the ranker that serves now; keep it for the whole of a request."""
-        return self._ranker
+        """Return the ranker that serves now; keep it for the whole of a request.
+
+        Raises:
+            NotLoadedError: If none does yet; with the reason.
+        """
+        ranker = self._ranker
+        if ranker is None:
+            raise NotLoadedError(self.problem or "no model is loaded yet")
+        return ranker
 
     def swap(self, ranker: ServingRanker) -> None:
         """Serve with another ranker, which is warmed up, from the next request on."""
-        was, self._ranker = self._ranker.manifest.run, ranker
+        was, self._ranker = self.run, ranker
         self.problem = None
         self.metrics.serve_model(ranker.manifest)
         self.metrics.model_loads.labels("loaded").inc()
-        _log.warning("run %s serves now, in place of %s", ranker.manifest.run, was)
+        _log.warning("run %s serves now, in place of %s", ranker.manifest.run, was or "none")
 
     def keep(self, run: str, reason: str) -> None:
-        """Go on with the ranker that serves, because ``run`` cannot."""
-        serving = self._ranker.manifest.run
-        self.problem = f"run {run} cannot be served, {serving} still is: {reason}"
+        """Go on with the ranker that serves, or without one, because ``run`` cannot."""
+        serving = self.run
+        meanwhile = " yet" if serving is None else f", {serving} still is"
+        self.problem = f"run {run} cannot be served{meanwhile}: {reason}"
         self.metrics.model_loads.labels("failed").inc()
         _log.error("%s", self.problem)
 
@@ -85,6 +110,7 @@ class HomeFollower:
         run: Serve this one, whatever the home names.
         interval_s: Seconds between two looks, above 0.
         retry_s: Seconds until a run that could not be loaded is tried again, above 0.
+        waiting_retry_s: The same while none serves.
     """
 
     def __init__(
@@ -97,6 +123,7 @@ class HomeFollower:
         run: str | None = None,
         interval_s: float = INTERVAL_S,
         retry_s: float = RETRY_S,
+        waiting_retry_s: float = WAITING_RETRY_S,
     ) -> None:
         self._home = home
         self._profile = profile
@@ -104,7 +131,8 @@ class HomeFollower:
         self._deployment = deployment
         self._open_ranker = open_ranker
         self._interval_s = interval_s
-        self._looks_until_retry = max(1, round(retry_s / interval_s))
+        self._retry_s = retry_s
+        self._waiting_retry_s = waiting_retry_s
         self._looks_left = 0
         self._seen = _stamp(home.current_run)
         self._data_seen = self._data_served = self._data_stamps()
@@ -155,7 +183,7 @@ class HomeFollower:
         except LongtrailError as error:
             self._fail("that is current", str(error))
             return
-        if run == self._deployment.ranker().manifest.run and not is_outdated:
+        if run == self._deployment.run and not is_outdated:
             self._deployment.problem = None
             return
         _log.info("loading run %s", run)
@@ -165,11 +193,8 @@ class HomeFollower:
             self._data_served = data
             self._deployment.swap(loading.result())
             self._has_swapped = True
-        elif isinstance(fault, LongtrailError):
-            self._fail(run, str(fault))
-        else:  # a defect in what loads a model must not keep the next one from being loaded
-            _log.error("loading run %s failed: this is a defect", run, exc_info=fault)
-            self._fail(run, f"unexpected {type(fault).__name__}, see the log")
+        else:
+            self._fail(run, loading_fault(run, fault))
 
     def _load(self, run: str) -> ServingRanker:
         ranker = self._open_ranker(run)
@@ -177,7 +202,8 @@ class HomeFollower:
         return ranker
 
     def _fail(self, run: str, reason: str) -> None:
-        self._looks_left = self._looks_until_retry
+        retry_s = self._waiting_retry_s if self._deployment.run is None else self._retry_s
+        self._looks_left = max(1, round(retry_s / self._interval_s))
         self._deployment.keep(run, reason)
 
     def _data_stamps(self) -> tuple[_Stamp | None, ...]:
@@ -192,6 +218,17 @@ class HomeFollower:
             self._woken.clear()
             if not self._is_stopped:
                 self.look()
+
+
+def loading_fault(run: str, fault: BaseException) -> str:
+    """Why a run could not be loaded, for people; a defect goes into the log with its traceback.
+
+    It must not keep the next run from being loaded, so it ends nothing.
+    """
+    if isinstance(fault, LongtrailError):
+        return str(fault)
+    _log.error("loading run %s failed: this is a defect", run, exc_info=fault)
+    return f"unexpected {type(fault).__name__}, see the log"
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -10,6 +10,7 @@ from feature_repo.home import Home
 from feature_repo.manifest import load_manifest
 from feature_repo.push import read_tables
 from serving.breaker import Breaker
+from serving.deployment import NotLoadedError
 from serving.event_rules import LiveEvent
 from serving.events import EventReceipt, EventService, check_delay
 
@@ -26,7 +27,8 @@ class FollowingEvents:
     Args:
         home: Whose tables and runs.
         profile: Whose stores.
-        serving: Tells the manifest of the run that serves now.
+        serving: Tells the manifest of the run that serves now; raises :class:`NotLoadedError` while
+            none does.
         breaker: Around all that takes events; None for one with the usual numbers.
 
     Raises:
@@ -50,7 +52,7 @@ class FollowingEvents:
         self._service: EventService | None = None
         try:
             self._current()
-        except StoreError as error:
+        except (StoreError, NotLoadedError) as error:
             _log.warning("no live events are taken yet: %s", error)
 
     def accept(self, events: Sequence[LiveEvent]) -> EventReceipt:
@@ -60,6 +62,7 @@ class FollowingEvents:
             StoreError: If a store does not answer, or something else is not there yet.
             CircuitOpenError: If that was so just now, again and again.
             EncoderError: If the encoder of unseen texts cannot be loaded.
+            NotLoadedError: If no run serves yet, so that nobody knows which encoder it would be.
         """
         # A thousand unseen texts take the encoder a while.
         return self._breaker.guard(lambda: self._current().accept(events), may_be_slow=True)
@@ -74,6 +77,7 @@ class FollowingEvents:
 
         Raises:
             StoreError: If it cannot be opened now.
+            NotLoadedError: If no run serves yet.
         """
         service = self._service
         if service is None or self._serving().encoder_fingerprint != service.encoder_fingerprint:

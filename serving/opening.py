@@ -1,4 +1,10 @@
-"""From a home and a few options to an application that is ready: everything opened, in order."""
+"""From a home and a few options to an application that answers: everything opened, in order.
+
+A mistake ends the start with its sentence. What may pass by itself does not: while a server of the
+feature store is away the application answers all the same, that it cannot rank yet and why, and
+loads the model when it can. One that takes the place of an application that has answered does so
+whatever the reason: callers wait for it on a socket that stays open.
+"""
 
 import logging
 import threading
@@ -10,13 +16,13 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from feature_repo.artifact import current_run
-from feature_repo.errors import LongtrailError
+from feature_repo.errors import LongtrailError, StoreAwayError
 from feature_repo.features import OnlineReader
 from feature_repo.home import Home
 from feature_repo.services import local
 from serving.app import AppSettings, create_app
 from serving.breaker import FAIL_MAX, RESET_S, SLOW_S, BreakerReader
-from serving.deployment import Deployment, HomeFollower
+from serving.deployment import Deployment, HomeFollower, loading_fault
 from serving.directory import HomeDirectory
 from serving.event_service import FollowingEvents
 from serving.metrics import Metrics, Rising
@@ -61,7 +67,12 @@ class ServiceOptions:
 
 
 def open_service(
-    home: Home, profile: str, options: ServiceOptions, *, metrics_folder: Path | None = None
+    home: Home,
+    profile: str,
+    options: ServiceOptions,
+    is_replacement: bool = False,
+    *,
+    metrics_folder: Path | None = None,
 ) -> OpenedApp:
     """Open everything that answers requests.
 
@@ -69,10 +80,12 @@ def open_service(
         home: Whose data and runs.
         profile: Whose stores.
         options: What is served, and how.
+        is_replacement: Whether it takes the place of one that has answered: what cannot be loaded
+            is then loaded later, whatever the reason.
         metrics_folder: Where the workers of one service keep their metrics; None for one process.
 
     Raises:
-        LongtrailError: If something is missing, does not fit or cannot be reached.
+        LongtrailError: If something is missing or does not fit; a store that is away is waited for.
     """
     with ExitStack() as stack:
         metrics = Metrics(metrics_folder)
@@ -84,21 +97,41 @@ def open_service(
                 home, profile, run, config=options.ranker, guard=breakers.around_reader
             )
 
-        run = current_run(home) if options.run is None else options.run
-        ranker = open_ranker(run)
-        ranker.warm_up()
-        samplers: list[Callable[[], None]] = [breakers.sample]
+        def open_shadow(run: str) -> Shadow:
+            ranker = open_ranker(run)
+            ranker.warm_up()
+            return Shadow(ranker, share=options.shadow_share, metrics=metrics)
 
-        shadow = None
-        if options.shadow_run is not None:
-            shadow_ranker = open_ranker(options.shadow_run)
-            shadow_ranker.warm_up()
-            shadow = Shadow(shadow_ranker, share=options.shadow_share, metrics=metrics)
-            stack.callback(shadow.close)
+        def open_late(run: str) -> Ranker:
+            """What the follower loads; the first model brings the shadow that is still missing."""
+            ranker = open_ranker(run)
+            if deployment.shadow is None and options.shadow_run is not None:
+                try:
+                    deployment.shadow = open_shadow(options.shadow_run)
+                except LongtrailError as error:  # the model itself is worth more
+                    _log.error("nothing ranks in the shadow: %s", error)
+            return ranker
+
+        samplers: list[Callable[[], None]] = [breakers.sample]
+        run = options.run or ""
+        ranker = shadow = problem = None
+        try:
+            run = run or current_run(home)
+            ranker = open_ranker(run)
+            ranker.warm_up()
+            if options.shadow_run is not None:
+                shadow = open_shadow(options.shadow_run)
+        except Exception as error:
+            if not (is_replacement or isinstance(error, StoreAwayError)):
+                raise
+            ranker, problem = None, loading_fault(run, error)
         deployment = Deployment(ranker, metrics=metrics, shadow=shadow)
+        if problem is not None:
+            deployment.keep(run or "that is current", problem)
+        stack.callback(_close_shadow, deployment)
 
         refresh: list[Callable[[], None]] = []
-        follower = HomeFollower(home, profile, deployment, open_ranker, run=options.run)
+        follower = HomeFollower(home, profile, deployment, open_late, run=options.run)
         follower.start()
         stack.callback(follower.stop)
         refresh.append(follower.wake)
@@ -136,6 +169,11 @@ def _open_events(home: Home, profile: str, deployment: Deployment) -> FollowingE
     except LongtrailError as error:
         _log.warning("no live events are taken: %s", error)
         return None
+
+
+def _close_shadow(deployment: Deployment) -> None:
+    if deployment.shadow is not None:
+        deployment.shadow.close()
 
 
 def look_again(work: Sequence[Callable[[], None]]) -> None:

@@ -261,7 +261,7 @@ class ReadyResponse(Body):
     model_config = examples({"ready": True, "run": "bahe_small-20261121-101500", "notes": []})
 
     ready: bool
-    run: str
+    run: str | None = Field(description="That serves; null while none could be loaded yet")
     notes: list[str] = Field(description="What an operator should look at; it serves all the same")
     detail: str | None = Field(None, description="Why it is not ready")
 

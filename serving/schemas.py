@@ -15,8 +15,11 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from feature_repo.behavior import normalize
 from serving.answers import AddedBehavior, HistoryChanges
 from serving.event_rules import CONTROL_CHARACTERS, MAX_ID_LENGTH, LiveEvent
 from serving.sentences import sentence
@@ -84,6 +87,14 @@ class BehaviorToAdd(Body):
     scene: Identifier
     text: Text | None = None
     item_id: Identifier | None = None
+
+    @field_validator("text")
+    @classmethod
+    def _is_not_blank(cls, text: str | None) -> str | None:
+        # Known before anything is read: one in a batch refuses all, as other malformed ones do.
+        if text is not None and not normalize(text, lowercase=False):
+            raise PydanticCustomError("blank_text", "The text is blank")
+        return text
 
 
 class Changes(Body):

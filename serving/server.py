@@ -39,7 +39,7 @@ class OpenedApp:
 
     Args:
         app: It.
-        run: Name of the run that it serves.
+        run: Name of the run that it serves, or will as soon as it can be loaded.
         refresh: Looks for another run and other keys now; called before it answers, and on SIGHUP.
         close: Ends its threads and writes what waits.
     """
@@ -162,7 +162,8 @@ def serve(
     Args:
         listener: Bound and listening.
         open_app: Opens the application.
-        announce: Called with the name of the run once requests are answered.
+        announce: Called with the name of the run once requests are answered; with a 503 where it
+            could not be loaded yet.
         trusted_proxies: Addresses whose ``X-Forwarded-For`` names the caller.
         excess: From the connections that are held here to how many more these are than another
             worker's.
@@ -207,7 +208,7 @@ def serve(
 
 
 def run_server(
-    open_app: Callable[[], OpenedApp],
+    open_app: Callable[[bool], OpenedApp],
     *,
     host: str,
     port: int,
@@ -220,7 +221,8 @@ def run_server(
     """Serve until SIGTERM or SIGINT, in this process or in several workers.
 
     Args:
-        open_app: Opens the application, after the port is known to be free.
+        open_app: Opens the application, after the port is known to be free; told whether it takes
+            the place of one that has answered, so that callers wait for it.
         host: Name or address to listen on.
         port: Port to listen on; 0 for any free one.
         announce: Called with the address and the name of the run once requests are answered.
@@ -236,17 +238,17 @@ def run_server(
         address = _url(listener)
         counts = ConnectionCounts(workers)
 
-        def serve_here(place: int, tell: Callable[[str], None]) -> None:
+        def serve_here(place: int, is_replacement: bool, tell: Callable[[str], None]) -> None:
             serve(
                 listener,
-                open_app,
+                lambda: open_app(is_replacement),
                 announce=tell,
                 trusted_proxies=trusted_proxies,
                 excess=lambda number: counts.excess(place, number),
             )
 
         if workers == 1:
-            serve_here(0, lambda run: announce(address, run))
+            serve_here(0, False, lambda run: announce(address, run))
         else:
             supervisor = Workers(
                 serve_here,

@@ -1,8 +1,8 @@
 """Several processes on one listening socket: each a whole server, none of them missed for long.
 
 The parent has imported everything and opened nothing, so that a fork is cheap and safe; it only
-watches. A worker that dies is replaced, one that cannot start ends the service with its sentence,
-and workers whose parent is gone stop by themselves.
+watches. A worker that dies is replaced, one that cannot start ends the service with its sentence
+unless it takes another's place, and workers whose parent is gone stop by themselves.
 """
 
 import json
@@ -55,8 +55,9 @@ class Workers:
 
     Args:
         serve: Serves in a worker, on a socket that was opened before: is given the worker's place,
-            and what to call with the name of the run once requests are answered; returns when
-            asked to stop.
+            whether another was in it before, and what to call with the name of the run once
+            requests are answered; returns when asked to stop. Callers wait for one that takes
+            another's place, so it should come up whatever is missing.
         num_workers: At least 1.
         on_gone: Called with the id of every process that has ended.
         on_hangup: Called after a SIGHUP, in the parent: workers to come begin with what it has.
@@ -66,7 +67,7 @@ class Workers:
 
     def __init__(
         self,
-        serve: Callable[[int, Callable[[str], None]], None],
+        serve: Callable[[int, bool, Callable[[str], None]], None],
         *,
         num_workers: int,
         on_gone: Callable[[int], None],
@@ -100,7 +101,7 @@ class Workers:
         previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._pass_on)
         try:
             for place in range(self._num_workers):
-                self._start(place)
+                self._start(place, is_replacement=False)
             run = self._await_all()
             if run is not None:
                 announce(run)
@@ -134,7 +135,7 @@ class Workers:
             with suppress(ProcessLookupError):
                 os.kill(process_id, number)
 
-    def _start(self, place: int) -> None:
+    def _start(self, place: int, *, is_replacement: bool) -> None:
         reports, tell = os.pipe()
         sys.stdout.flush()  # or a worker would write what waits once more
         sys.stderr.flush()
@@ -149,14 +150,14 @@ class Workers:
         os.close(self._alive_write)
         code = 1
         try:
-            code = self._work(place, tell)
+            code = self._work(place, tell, is_replacement=is_replacement)
         finally:
             if code and (error := sys.exc_info())[0] is not None:
                 sys.excepthook(*error)
             sys.stderr.flush()
             os._exit(code)
 
-    def _work(self, place: int, tell: int) -> int:
+    def _work(self, place: int, tell: int, *, is_replacement: bool) -> int:
         """Serve in the worker; returns its exit code."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # Ctrl-C reaches all processes of a terminal; what it means is for the parent to say.
@@ -168,7 +169,7 @@ class Workers:
             os.write(tell, json.dumps(what).encode() + b"\n")
 
         try:
-            self._serve(place, lambda run: report(run=run))
+            self._serve(place, is_replacement, lambda run: report(run=run))
         except LongtrailError as error:
             report(error=str(error))
             return 1
@@ -234,7 +235,7 @@ class Workers:
         due = [place for moment, place in self._due if moment <= now]
         self._due = [(moment, place) for moment, place in self._due if moment > now]
         for place in due:
-            self._start(place)
+            self._start(place, is_replacement=True)
 
     def _forget(self, process_id: int) -> _Worker:
         worker = self._workers.pop(process_id)

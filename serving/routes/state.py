@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from feature_repo.errors import LongtrailError
+from serving.deployment import NotLoadedError
 from serving.metrics import CONTENT_TYPE
 from serving.middleware import KEY_NAME
 from serving.question import ServingRanker
@@ -83,14 +84,19 @@ def add_state(
     )
     async def readyz(request: Request) -> Json:
         deployment = service.deployment
-        ranker = deployment.ranker()
         is_told = not has_keys or KEY_NAME in request.scope
-        answer: dict[str, Any] = {"ready": True, "run": ranker.manifest.run, "notes": []}
-        if deployment.problem:
-            answer["notes"] = [
-                deployment.problem if is_told else f"another run cannot be served; {HIDDEN}"
-            ]
-        fault = await checks.fault(ranker)
+        answer: dict[str, Any] = {"ready": True, "run": deployment.run, "notes": []}
+        fault: str | None
+        try:
+            ranker = deployment.ranker()
+        except NotLoadedError as error:
+            fault = str(error)
+        else:
+            if deployment.problem:
+                answer["notes"] = [
+                    deployment.problem if is_told else f"another run cannot be served; {HIDDEN}"
+                ]
+            fault = await checks.fault(ranker)
         if fault is None:
             return Json(answer)
         answer |= {"ready": False, "detail": fault if is_told else f"it cannot rank now; {HIDDEN}"}

@@ -385,7 +385,7 @@ def test_key_figures_are_those_of_the_goals() -> None:
         {
             "cached": {**load_figures, "own_mib": {"start": 5.0, "middle": 7.0, "end": 7.5}},
             "live": {**load_figures, "num_errors": 2},
-            "parts": {"ratio": 1.5},
+            "parts": {"ratio": 1.5, "ratio_with_programs": 3.5},
             "alone": {"ratio": 2.5},
             "ours": {"rate": 8.0},
             "rival": rival,
@@ -396,5 +396,5 @@ def test_key_figures_are_those_of_the_goals() -> None:
         "cached_p99_ms": 9.0, "live_p99_ms": 9.0, "errors": 3, "whole_to_parts": 1.5,
         "whole_to_parts_alone": 2.5, "our_rate": 8.0, "rival_rate": 4.0, "rival_limit_ms": 20.0,
         "our_rate_at_rival_limit": 12.0, "ratio": 3.0, "ratio_to_rival_with_kept_items": 2.0,
-        "memory_growth_mib": 0.5,
+        "memory_growth_mib": 0.5, "memory_growth_from_start_mib": 2.5, "whole_to_programs": 3.5,
     }  # fmt: skip

@@ -303,8 +303,41 @@ def test_a_real_history_that_might_have_been(real: TestClient) -> None:
     forgotten = real.post("/v1/rank", json=body).json()["ranked"][0]
     as_it_is = real.post("/v1/rank", json=body | {"changes": None}).json()["ranked"][0]
     assert forgotten["score"] < as_it_is["score"]
-    beyond = real.post("/v1/rank", json=body | {"changes": {"removed": [3]}})
-    assert beyond.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "is_known_before"),
+    [
+        ({"removed": [0, 3]}, ["removed", 1], False),
+        ({"added": [{"scene": "purchase", "item_id": "zzz"}]}, ["added", 0, "item_id"], False),
+        ({"added": [{"scene": "purchase", "text": " \u3000"}]}, ["added", 0, "text"], True),
+        ({"added": [{"scene": "purchase"}]}, ["added", 0], True),
+    ],
+)
+def test_a_change_that_cannot_be_names_its_field(
+    real: TestClient, changes: dict[str, Any], where: list[str | int], *, is_known_before: bool
+) -> None:
+    body = {"user_id": "ann", "changes": changes}
+    for refused in (
+        real.post("/v1/rank", json=body),
+        real.post("/v1/explain", json=body | {"item_id": "L1"}),
+    ):
+        assert refused.status_code == 422
+        assert [one["loc"] for one in refused.json()["detail"]] == [["body", "changes", *where]]
+    # In a batch what needs no look at the user refuses all; the rest fails alone, and says where.
+    batch = real.post("/v1/rank:batch", json={"requests": [{"user_id": "bob"}, body]})
+    if is_known_before:
+        assert batch.status_code == 422
+        assert [one["loc"] for one in batch.json()["detail"]] == [
+            ["body", "requests", 1, "changes", *where]
+        ]
+    else:
+        good, bad = batch.json()["results"]
+        assert good["ranked"]
+        list_name, place, *rest = where
+        assert bad["error"].startswith(
+            f"changes.{list_name}[{place}]{''.join(f'.{r}' for r in rest)}: "
+        )
 
 
 def test_a_real_explanation_tells_what_spoke_for_the_item(real: TestClient) -> None:

@@ -11,11 +11,13 @@ from fastapi.testclient import TestClient
 
 from feature_repo.errors import ArtifactError, LongtrailError, StoreError
 from serving import responses, schemas
+from serving.answers import UnusableChangeError
 from serving.app import AppSettings, create_app
 from serving.breaker import CircuitOpenError
-from serving.deployment import Deployment
+from serving.deployment import WAITING_RETRY_S, Deployment
 from serving.schemas import Body
 from tests.serving.stand_in import (
+    EventList,
     StandIn,
     client_of,
     stand_in_app,
@@ -120,6 +122,43 @@ def test_ready_tells_of_a_run_that_could_not_be_loaded() -> None:
     assert answer.json()["notes"] == [sentence]
 
 
+def test_without_a_model_every_answer_says_so_until_there_is_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deployment = Deployment(None)
+    deployment.keep("toy-run", "Redis does not answer: start it")
+    caplog.clear()
+    sentence = "run toy-run cannot be served yet: Redis does not answer: start it"
+    app = create_app(deployment, directory=toy_directory(), events=EventList())
+    user = {"user_id": "ann"}
+    with client_of(app) as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert "longtrail_model_info{" not in client.get("/metrics").text
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json() == {"ready": False, "run": None, "notes": [], "detail": sentence}
+        responses.ReadyResponse.model_validate(ready.json())
+        for answer in (
+            ready,
+            client.post("/v1/rank", json=user),
+            client.post("/v1/rank:batch", json={"requests": [user]}),
+            client.post("/v1/explain", json=user | {"item_id": "L1"}),
+            client.get("/v1/users/ann"),
+            client.get("/v1/items/L1/similar"),
+            client.get("/v1/model"),
+        ):
+            assert answer.status_code == 503
+            assert answer.json()["detail"] == sentence
+            assert int(answer.headers["retry-after"]) == WAITING_RETRY_S
+        assert client.post("/v1/rank", json={}).status_code == 422
+        assert not [one for one in caplog.records if one.levelname == "ERROR"]  # once for each try
+
+        deployment.swap(StandIn())
+        assert client.get("/readyz").json() == {"ready": True, "run": "toy-run", "notes": []}
+        assert client.post("/v1/rank", json=user).status_code == 200
+        assert 'run="toy-run"} 1.0' in client.get("/metrics").text
+
+
 def test_probes_may_ask_for_the_head_alone(client: TestClient) -> None:
     for path in ("/healthz", "/readyz"):
         assert client.head(path).status_code == 200
@@ -175,20 +214,27 @@ def test_no_stack_trace(
     assert len(defects) == (2 if status == 500 else 0)
 
 
-def test_what_the_ranker_finds_wrong_with_a_request_is_the_callers_fault() -> None:
+@pytest.mark.parametrize(
+    ("error", "where", "sentence"),
+    [
+        (
+            UnusableChangeError("the history has 3 behaviours", place=("removed", 0)),
+            ["body", "changes", "removed", 0],
+            "the history has 3 behaviours",
+        ),
+        (LongtrailError("top_k must be at least 1"), ["body"], "top_k must be at least 1"),
+    ],
+)
+def test_what_the_ranker_finds_wrong_with_a_request_is_the_callers_fault(
+    error: LongtrailError, where: list[str | int], sentence: str
+) -> None:
     def fail() -> None:
-        raise LongtrailError("removed 7, but the history has 3 behaviours")
+        raise error
 
     with client_of(stand_in_app(StandIn(before=fail))) as client:
         response = client.post("/v1/rank", json={"user_id": "ann"})
     assert response.status_code == 422
-    assert response.json()["detail"] == [
-        {
-            "loc": ["body"],
-            "msg": "removed 7, but the history has 3 behaviours",
-            "type": "unusable",
-        }
-    ]
+    assert response.json()["detail"] == [{"loc": where, "msg": sentence, "type": "unusable"}]
 
 
 def test_more_than_can_wait_is_refused_at_once_and_the_loop_goes_on() -> None:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from feature_repo.behavior import behavior_id, item_key
-from feature_repo.errors import LongtrailError
-from serving.answers import AddedBehavior, HistoryChanges
+from serving.answers import AddedBehavior, HistoryChanges, UnusableChangeError
 from serving.changes import change_history
 from tests.serving.conftest import KEPT, NOW, World
 
@@ -65,19 +64,49 @@ def test_the_oldest_gives_way_and_totals_count_all(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "place", "sentence"),
     [
-        (HistoryChanges(removed=(3,)), "remove behaviour 3, but the history has 3"),
-        (HistoryChanges(removed=(-1,)), "remove behaviour -1"),
+        (
+            HistoryChanges(removed=(0, 3)),
+            ("removed", 1),
+            "changes.removed[1]: the history has 3 behaviours, counted from 0",
+        ),
+        (
+            HistoryChanges(removed=(-1,)),
+            ("removed", 0),
+            "changes.removed[0]: the history has 3 behaviours, counted from 0",
+        ),
         (
             HistoryChanges(added=(AddedBehavior("return", "x"),)),
-            "scene 'return'; there are purchase",
+            ("added", 0, "scene"),
+            "changes.added[0].scene: there is no such scene; there are purchase, search",
         ),
-        (HistoryChanges(added=(AddedBehavior("search"),)), "without a text"),
-        (HistoryChanges(added=(AddedBehavior("search", text=" "),)), "without a text"),
-        (HistoryChanges(added=(AddedBehavior("search", item_id="zzz"),)), "without a text"),
+        (
+            HistoryChanges(added=(AddedBehavior("search"),)),
+            ("added", 0),
+            "changes.added[0]: text or item_id is needed",
+        ),
+        (
+            HistoryChanges(added=(AddedBehavior("search", "x"), AddedBehavior("search", " "))),
+            ("added", 1, "text"),
+            "changes.added[1].text: the text is blank",
+        ),
+        (
+            HistoryChanges(added=(AddedBehavior("search", item_id="zzz"),)),
+            ("added", 0, "item_id"),
+            "changes.added[0].item_id: the item has no title that could be the text: give text",
+        ),
     ],
 )
-def test_changes_that_cannot_be(world: World, changes: HistoryChanges, message: str) -> None:
-    with pytest.raises(LongtrailError, match=message):
+def test_changes_that_cannot_be(
+    world: World, changes: HistoryChanges, place: tuple[str | int, ...], sentence: str
+) -> None:
+    with pytest.raises(UnusableChangeError) as caught:
         world.ranker().rank("ann", changes=changes)
+    assert caught.value.place == place
+    assert str(caught.value) == sentence
+
+
+def test_one_behaviour_is_one(world: World) -> None:
+    with pytest.raises(UnusableChangeError, match="the history has 1 behaviour, counted"):
+        world.ranker().rank("bob", changes=HistoryChanges(removed=(1,)))

@@ -13,7 +13,7 @@ from feature_repo.artifact import set_current_run
 from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from serving.app import create_app
-from serving.deployment import Deployment, HomeFollower
+from serving.deployment import Deployment, HomeFollower, NotLoadedError
 from tests.serving.stand_in import StandIn, toy_directory
 
 
@@ -157,6 +157,34 @@ def test_a_defect_in_loading_does_not_end_the_following(
     set_current_run(home, "other-run")
     follower.look()
     assert serving(deployment) == "other-run"
+
+
+def test_without_a_ranker_it_is_tried_more_often_and_serves_as_soon_as_it_can(
+    home: Home, opener: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment = Deployment(None)
+    with pytest.raises(NotLoadedError, match="no model is loaded yet"):
+        deployment.ranker()
+    set_current_run(home, "broken-run")
+    follower = HomeFollower(
+        home, "embedded", deployment, opener, interval_s=1, retry_s=60, waiting_retry_s=2
+    )
+    deployment.keep("broken-run", "the store is away")
+    follower.look()
+    sentence = "run broken-run cannot be served yet: broken-run has no program: train again"
+    with pytest.raises(NotLoadedError) as caught:
+        deployment.ranker()
+    assert str(caught.value) == sentence
+    assert (deployment.problem, deployment.run) == (sentence, None)
+    opener.mended = True
+    follower.look()
+    assert deployment.run is None  # one look of two
+    with caplog.at_level(logging.WARNING):
+        follower.look()
+    assert serving(deployment) == deployment.run == "broken-run"
+    assert deployment.problem is None
+    assert "run broken-run serves now, in place of none" in caplog.text
+    follower.stop()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run": 5}'])

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +170,67 @@ def test_a_named_run_is_for_good_and_parts_can_be_left_out(home: Home) -> None:
 def test_a_shadow_that_is_not_there_is_said_at_once(home: Home) -> None:
     with pytest.raises(ArtifactError, match="there is no run 'nothing'"):
         open_service(home, "embedded", ServiceOptions(run=RUN, shadow_run="nothing"))
+
+
+def hide_program(home: Home, run: str) -> Path:
+    """Take the program of a run away; where it lies instead."""
+    program = home.runs / run / PROGRAM_FILE
+    return program.rename(program.with_suffix(".hidden"))
+
+
+def test_one_that_takes_anothers_place_answers_before_it_can_load(home: Home) -> None:
+    hidden = [hide_program(home, run) for run in (RUN, "other-run")]
+    options = ServiceOptions(run=RUN, shadow_run="other-run", shadow_share=1)
+    try:
+        with pytest.raises(ArtifactError, match=PROGRAM_FILE):
+            open_service(home, "embedded", options)
+        opened = open_service(home, "embedded", options, is_replacement=True)
+        assert opened.run == RUN
+        scene = load_run_manifest(home, RUN).scenes[0]
+        event = {"event_id": "late", "user_id": "late", "scene": scene, "text": "word1 word2"}
+        with TestClient(opened.app, raise_server_exceptions=False) as client:
+            ready = client.get("/readyz")
+            assert ready.status_code == 503
+            assert ready.json()["run"] is None
+            assert f"run {RUN} cannot be served yet: " in ready.json()["detail"]
+            assert PROGRAM_FILE in ready.json()["detail"]
+            for answer in (
+                client.post("/v1/rank", json={"user_id": "late"}),
+                client.post("/v1/events", json={"events": [event]}),
+            ):
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) > 0
+                assert answer.json() == {"detail": ready.json()["detail"]}
+            # Then the model can be loaded, and with it comes its shadow.
+            for one in hidden:
+                one.rename(one.with_name(PROGRAM_FILE))
+            opened.refresh()
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+            assert client.get("/v1/model").json()["shadow"] == "other-run"
+            assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+            assert client.post("/v1/rank", json={"user_id": "late"}).json()["known"]
+        opened.close()
+    finally:
+        for one in hidden:
+            if one.exists():
+                one.rename(one.with_name(PROGRAM_FILE))
+
+
+def test_a_shadow_that_cannot_be_loaded_late_keeps_no_model_back(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    hidden = hide_program(home, "other-run")
+    options = ServiceOptions(run=RUN, shadow_run="other-run", takes_events=False)
+    opened = open_service(home, "embedded", options, is_replacement=True)
+    try:
+        with TestClient(opened.app, raise_server_exceptions=False) as client:
+            opened.refresh()
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+            assert client.get("/v1/model").json()["shadow"] is None
+        assert "nothing ranks in the shadow: " in caplog.text
+    finally:
+        hidden.rename(hidden.with_name(PROGRAM_FILE))
+        opened.close()
 
 
 def test_closing_writes_the_log_of_served_features(home: Home) -> None:

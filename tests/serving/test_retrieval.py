@@ -13,13 +13,15 @@ from serving.retrieval import MAX_MET, MAX_POPULAR, retrieve, similar
 from tests.serving.conftest import ToyItem, World
 
 NUM_ITEMS, WIDTH = 3000, 4
+MOST_ITEMS = 1_000_000
+"""What the service promises to retrieve from exactly."""
 
 
 def catalogue(outputs: np.ndarray | None, popularity: np.ndarray) -> Catalogue:
     num = len(popularity)
     items = ItemSnapshot(
         at=datetime(2024, 1, 1, tzinfo=UTC),
-        item_ids=np.array([f"i{i:05}" for i in range(num)], dtype=object),
+        item_ids=np.char.mod("i%05d", np.arange(num)).astype(object),
         text_ids=np.arange(1, num + 1),
         inputs=ItemInputs(
             candidate_rows=np.arange(1, num + 1),
@@ -74,6 +76,27 @@ def test_met_popular_and_nearest_items(outputs: np.ndarray) -> None:
     products = outputs @ user[0].sum(0)
     exact = [row for row in np.argsort(-products) if row not in chosen][: 500 - len(chosen)]
     assert set(found.tolist()) == chosen | set(exact)
+
+
+def test_the_best_of_a_million_are_found_exactly() -> None:
+    rng = np.random.default_rng(3)
+    # Whole numbers: products are exact, whichever way and order they are summed up.
+    outputs = rng.integers(-1000, 1000, size=(MOST_ITEMS, WIDTH)).astype(np.float32)
+    user = rng.integers(-50, 50, size=(1, 2, WIDTH)).astype(np.float32)
+    popularity = rng.permutation(MOST_ITEMS)
+    met = (MOST_ITEMS - 1, 0, 123_456)
+    number = 500
+    found = retrieve(catalogue(outputs, popularity), history(*met), user, number)
+    assert len(np.unique(found)) == number
+    first = {*met, *np.flatnonzero(popularity >= MOST_ITEMS - MAX_POPULAR).tolist()}
+    assert first <= set(found.tolist())
+    products = outputs.astype(np.int64) @ user[0].sum(axis=0).astype(np.int64)
+    # By brute force: nothing that was left out is better than the worst of the rest.
+    others = np.ones(MOST_ITEMS, dtype=bool)
+    others[list(first)] = False
+    expected = np.sort(products[others])[::-1][: number - len(first)]
+    rest = [row for row in found.tolist() if row not in first]
+    assert sorted(products[rest].tolist(), reverse=True) == expected.tolist()
 
 
 def test_the_newest_distinct_items_of_a_long_history(outputs: np.ndarray) -> None:

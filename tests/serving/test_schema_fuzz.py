@@ -2,10 +2,12 @@
 
 The application is the real one, over the toy shop.
 
-``LONGTRAIL_FUZZ_CASES`` is the number of cases per address and mode.
+``LONGTRAIL_FUZZ_CASES`` is the number of cases per address and mode; a thousand in all by default.
 """
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from serving.deployment import Deployment
 from tests.serving.conftest import World
 from tests.serving.stand_in import EventList, toy_directory
 
-CASES = int(os.environ.get("LONGTRAIL_FUZZ_CASES", "20"))
+CASES = int(os.environ.get("LONGTRAIL_FUZZ_CASES", "60"))
 OPERATIONS = [
     ("POST", "/v1/rank"),
     ("POST", "/v1/rank:batch"),
@@ -47,6 +49,18 @@ def schema(
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
+@pytest.fixture(scope="module")
+def num_cases(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """Cases per address that were answered as described; told at the end."""
+    counted: Counter[str] = Counter()
+    yield counted
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    if reporter is not None:  # tests in several processes have none
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\n{counted.total()} cases answered as described: {dict(counted)}")
+
+
 def test_no_address_is_left_out(schema: Any) -> None:
     found = {(one.ok().method.upper(), one.ok().path) for one in schema.get_all_operations()}
     assert found == {*OPERATIONS, *WITHOUT_INPUT}
@@ -55,7 +69,7 @@ def test_no_address_is_left_out(schema: Any) -> None:
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_every_answer_is_one_that_the_description_names(
-    schema: Any, method: str, path: str, mode: GenerationMode
+    schema: Any, num_cases: Counter[str], method: str, path: str, mode: GenerationMode
 ) -> None:
     @settings(
         max_examples=CASES,
@@ -72,6 +86,7 @@ def test_every_answer_is_one_that_the_description_names(
         if path == "/v1/events":  # one that is malformed comes back among the rejected
             excluded.append(negative_data_rejection)
         case.call_and_validate(excluded_checks=excluded)
+        num_cases[f"{method} {path}"] += 1
 
     check()
 

@@ -267,7 +267,7 @@ def test_workers_share_the_load_and_a_killed_one_is_replaced(
 
 
 def test_an_application_that_cannot_be_opened_is_one_sentence() -> None:
-    def broken() -> OpenedApp:
+    def broken(_: bool) -> OpenedApp:
         raise LongtrailError("the toy is broken: mend it")
 
     before = signal.getsignal(signal.SIGTERM)
@@ -286,11 +286,11 @@ def test_what_changed_while_it_was_opened_is_known_before_it_answers() -> None:
     opened = OpenedApp(
         FastAPI(), "toy-run", lambda: done.append("refreshed"), lambda: done.append("closed")
     )
-    run_server(lambda: opened, host="127.0.0.1", port=0, announce=announce)
+    run_server(lambda _: opened, host="127.0.0.1", port=0, announce=announce)
     assert done == ["refreshed", "announced toy-run", "closed"]
 
 
-def never() -> OpenedApp:
+def never(_: bool) -> OpenedApp:
     pytest.fail("the model was loaded before the port was known to be free")
 
 

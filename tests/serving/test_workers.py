@@ -84,8 +84,11 @@ def test_a_killed_worker_is_replaced_but_not_in_a_busy_loop() -> None:
         assert time.monotonic() - began > MIN_LIFE_S / 2  # it had lived for less than that
         assert first - {killed} < workers_of(process)
         # The worker in its place begins with what the parent heard of meanwhile.
-        while "knows" not in (line := pipe(process.stderr).readline()):
-            assert line
+        lines = [pipe(process.stderr).readline()]
+        while "knows" not in lines[-1]:
+            assert lines[-1]
+            lines.append(pipe(process.stderr).readline())
+        assert lines.count("replaces\n") == 1  # and of no other worker
 
 
 def test_workers_stop_when_their_parent_is_killed() -> None:

@@ -79,7 +79,7 @@ def main(options: Options, folder: Path | None) -> None:
             clock=lambda: NOW,
         )
 
-    def open_app() -> OpenedApp:
+    def open_app(_is_replacement: bool) -> OpenedApp:
         ranker = open_ranker(current_run(home))
         ranker.warm_up()
         deployment = Deployment(ranker, metrics=Metrics(folder))

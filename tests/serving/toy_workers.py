@@ -26,7 +26,9 @@ def stop_with_input() -> None:
 def main(what: str) -> None:
     hangups: list[None] = []
 
-    def serve(_place: int, tell: Callable[[str], None]) -> None:
+    def serve(_place: int, is_replacement: bool, tell: Callable[[str], None]) -> None:
+        if is_replacement:
+            sys.stderr.write("replaces\n")
         if what == "refuse":
             raise LongtrailError("there is no model: train one")
         if what == "die":
