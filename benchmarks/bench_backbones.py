@@ -26,8 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_quality import Seeded, compared, figures, train_missing
-from benchmarks.results_file import write_result
+from benchmarks.quality_plan import Seeded, train_missing
+from benchmarks.quality_result import compared, figures
+from benchmarks.results_file import given_command, write_result
 from encoders.config import EncoderConfig, TuningConfig
 from encoders.devices import torch_threads
 from encoders.encode import EncodeSummary, encode_behaviors
@@ -38,7 +39,6 @@ from encoders.tuning_period import seen_labels
 from feature_repo.cli import build_features
 from feature_repo.command import Settings, say
 from feature_repo.dataset import load_dataset
-from feature_repo.errors import EncoderError
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
 from feature_repo.manifest import load_manifest
@@ -145,14 +145,6 @@ def measure_all(
                 reading=late_bar(stack, "read features", "impressions"),
                 scoring=late_bar(stack, "score", "impressions"),
             )
-        for name, names in of.items():
-            for run in names:
-                trained_on = scored.manifests[run].encoder_fingerprint
-                if trained_on != encoded[name].manifest.fingerprint:
-                    raise EncoderError(
-                        f"run {run!r} was trained on the vectors of another {name}: delete "
-                        f"{home.runs / run} to train it anew"
-                    )
         found = {
             name: measure(
                 scored, names, against=() if name == FIRST else of[FIRST], started=started
@@ -223,10 +215,7 @@ def main() -> None:
         threads=options.threads,
     )
     say(table(result))
-    command = f"python -m benchmarks.bench_backbones --model {options.model}"
-    if options.recipe != "bahe_base":
-        command += f" --recipe {options.recipe}"
-    print(write_result("backbones", command, result))
+    print(write_result("backbones", given_command("bench_backbones"), result))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ tokens takes some 80 GB more.
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -38,7 +37,7 @@ from benchmarks.efficiency_cases import (
     peak_flops_per_s,
     serve,
 )
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 
 DEEP_SHARES = (4, 2)
 """One in so many layers is BAHE's deep half; the first is the headline."""
@@ -377,10 +376,9 @@ def run(
     alone = replace(bahe_of(case, DEEP_SHARES[0]), num_contexts=throughput_contexts)
     throughput = measure_throughput(alone, num_steps, limit)
     projection = project(case)
-    command = "python -m benchmarks.bench_bahe_vs_full_text " + " ".join(sys.argv[1:])
     result = write_result(
         hardware_part(device),
-        command.strip(),
+        given_command("bench_bahe_vs_full_text"),
         {
             "target": TARGET,
             "paper": PAPER,

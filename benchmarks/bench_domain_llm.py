@@ -38,7 +38,7 @@ from benchmarks.bench_tokenizer import (
     pooled,
     strings,
 )
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 from encoders.config import DEFAULT_MODEL
 from encoders.devices import open_devices, torch_threads
 from encoders.lm.averaging import AveragingSummary, average
@@ -305,12 +305,7 @@ def main() -> None:
     )
     for goal, reached in figures["reached"].items():
         say(f"{goal}: {'reached' if reached else 'MISSED'}")
-    command = "python -m benchmarks.bench_domain_llm"
-    for name, value in (("seeds", options.seeds), ("minutes", options.minutes),
-                        ("strings", options.strings), ("threads", options.threads)):  # fmt: skip
-        if value != parser.get_default(name):
-            command += f" --{name} {value}"
-    print(write_result("domain_llm", command, figures))
+    print(write_result("domain_llm", given_command("bench_domain_llm"), figures))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 from feature_repo.dataset import load_dataset
 from feature_repo.home import Home
 from feature_repo.ingest import ingest
@@ -158,7 +158,7 @@ def main() -> None:
     seconds = sorted(run["seconds"] for run in fast)
     write_result(
         "historical",
-        "python -m benchmarks.bench_historical",
+        given_command("bench_historical"),
         {
             "num_requests": number,
             "num_snapshots": rows,

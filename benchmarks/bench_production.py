@@ -45,7 +45,7 @@ from feast.types import Array, Float32, Int64, String
 from numpy.typing import NDArray
 
 from benchmarks.bench_historical import SNAPSHOTS_PER_USER, make_home
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 from feature_repo.catalog import Catalog
 from feature_repo.connections import DATABASE_URL, REDIS_URL
 from feature_repo.feast_bytes import column_from_bytes, time_bytes, value_bytes
@@ -542,8 +542,7 @@ def main() -> None:
         shutil.rmtree(scratch)
     print(json.dumps(figures))
     if not options.no_result:
-        command = "python -m benchmarks.bench_production " + " ".join(sys.argv[1:])
-        write_result("production", command.strip(), figures)
+        write_result("production", given_command("bench_production"), figures)
 
 
 if __name__ == "__main__":

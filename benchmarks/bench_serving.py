@@ -38,7 +38,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.load import LoadPlan, LoadResult, run_load
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 from benchmarks.serving_parts import measure_parts
 from benchmarks.serving_processes import Server, longtrail_server, rival_server, usage
 from feature_repo.artifact import current_run, load_run_manifest
@@ -373,8 +373,7 @@ def main() -> None:
             local.release(home)
     print(json.dumps(figures))
     if not options.no_result:
-        arguments = " ".join(sys.argv[1:])
-        write_result("serving", f"python -m benchmarks.bench_serving {arguments}".strip(), figures)
+        write_result("serving", given_command("bench_serving"), figures)
 
 
 def run(home: Home, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.results_file import write_result
+from benchmarks.results_file import given_command, write_result
 from encoders.config import DEFAULT_MODEL
 from encoders.lm.cli_corpus import corpus_must_be
 from encoders.lm.corpus import CorpusManifest, load_corpus, read_documents
@@ -133,10 +133,7 @@ def main(home_folder: Path | None, num_strings: int, write: bool) -> None:
     for key, value in figures.items():
         click.echo(f"{key}: {value}", err=True)
     if write:
-        command = "python -m benchmarks.bench_tokenizer"
-        if num_strings != DEFAULT_STRINGS:
-            command += f" --strings {num_strings}"
-        click.echo(write_result("tokenizer", command, figures))
+        click.echo(write_result("tokenizer", given_command("bench_tokenizer"), figures))
 
 
 def domain_sources(corpus: CorpusManifest) -> list[str]:

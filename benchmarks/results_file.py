@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -40,7 +41,7 @@ def write_result(what: str, command: str, figures: dict[str, Any]) -> Path:
 
     Args:
         what: What was measured, as it shall stand in the file's name: ``encode``.
-        command: How to measure it again, from the project's root.
+        command: How to measure it again, from the project's root; see :func:`given_command`.
         figures: The benchmark's keys and raw numbers, JSON values; units in the keys' names.
 
     Returns:
@@ -67,6 +68,15 @@ def write_result(what: str, command: str, figures: dict[str, Any]) -> Path:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(_page(what, result, figures), encoding="utf-8")
     return path
+
+
+def given_command(module: str) -> str:
+    """The command that runs a benchmark as this process was told to, with the options given.
+
+    Args:
+        module: Its name below ``benchmarks``.
+    """
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -4,8 +4,9 @@ Every ablation is a function from a recipe to a recipe, like :mod:`training.reci
 and features are those of the full model.
 """
 
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from feature_repo.progress import Progress, silent
 from training.artifact import describe_recipe
 from training.config import BaheConfig
 from training.evaluate import Evaluation, ScoredRows, in_rounds, measure, score_runs
-from training.recipes import Recipe
+from training.recipes import Recipe, TrainingConfig
 from training.sources import Sources
 from training.train import read_splits, train
 
@@ -169,7 +170,7 @@ def ablate(
         (variant, seeded, run)
         for variant in variants
         for seeded, run in variant.seeded()
-        if not _is_finished(variant.sources, seeded, run)
+        if not already_trained(variant.sources, seeded, run)
     ]
     # What is read holds rows of a table and cosines of its vectors: one reading per encoder.
     num_readings = len({variant.sources.table.fingerprint for variant, _, _ in pending})
@@ -279,8 +280,14 @@ def _untuned(sources: Sources) -> Sources | str:
     )
 
 
-def _is_finished(sources: Sources, recipe: Recipe, run: str) -> bool:
+def already_trained(sources: Sources, recipe: Recipe, run: str) -> bool:
     """Whether a run of this very recipe, data and encoder is there.
+
+    Args:
+        sources: Whose home, data and vectors are meant.
+        recipe: What the run shall have been trained from. A setting that came after the run has its
+            default there, which means what was done before.
+        run: Name of the run.
 
     Raises:
         ArtifactError: If a run of this name is there, but of others.
@@ -288,10 +295,11 @@ def _is_finished(sources: Sources, recipe: Recipe, run: str) -> bool:
     if not (sources.home.runs / run / MANIFEST_FILE).is_file():
         return False
     manifest = load_run_manifest(sources.home, run)
-    expected = describe_recipe(recipe)
-    there = {name: manifest.config.get(name) for name in expected}
+    expected = _plain(recipe)
+    defaults = _plain(replace(recipe, model=type(recipe.model)(), training=TrainingConfig()))
+    there = {name: manifest.config[name] for name in expected if name in manifest.config}
     same = (
-        _plain(there) == _plain(expected)
+        _with_defaults(there, defaults) == expected
         and manifest.source_fingerprint == sources.manifest.source_fingerprint
         and manifest.encoder_fingerprint == sources.table.fingerprint
     )
@@ -303,10 +311,17 @@ def _is_finished(sources: Sources, recipe: Recipe, run: str) -> bool:
     return True
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: lists for tuples."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """As a manifest gives it back: lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(describe_recipe(recipe)))
+    return values
+
+
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Values, and below them those of ``defaults`` that they lack."""
+    inner = {
+        name: _with_defaults(value, defaults[name])
+        for name, value in values.items()
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+    }
+    return {**defaults, **values, **inner}

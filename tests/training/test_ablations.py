@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
@@ -5,11 +6,19 @@ import pytest
 
 from encoders.table import EmbeddingTable
 from encoders.tuning import HeldOut, TuningManifest
-from feature_repo.artifact import load_run_manifest
+from feature_repo.artifact import MANIFEST_FILE, load_run_manifest
 from feature_repo.errors import ArtifactError
 from tests.training.tables import save_table
 from tests.training.world import make_world, small_recipe
-from training.ablations import ABLATIONS, FULL, UNTUNED, ablate, plan_variants, without_text
+from training.ablations import (
+    ABLATIONS,
+    FULL,
+    UNTUNED,
+    ablate,
+    already_trained,
+    plan_variants,
+    without_text,
+)
 from training.recipes import RECIPES, Recipe
 
 
@@ -139,6 +148,47 @@ def test_a_run_of_other_settings_is_not_taken_for_finished(study, home_with_tune
     longer = replace(recipe, training=replace(recipe.training, epochs=2))
     with pytest.raises(ArtifactError, match=r"bahe_quick-full-seed0' was trained with other sett"):
         ablate(home_with_tuned_table, longer, ablations=CHOSEN)
+
+
+@pytest.fixture
+def finished(world, popularity):
+    """A run, what it was trained from, and its manifest, which is put back."""
+    recipe = RECIPES["popularity"]()
+    path = popularity.folder / MANIFEST_FILE
+    before = path.read_text()
+    yield world.sources, recipe, path
+    path.write_text(before)
+
+
+def test_a_run_of_before_a_setting_is_one_with_its_default(finished):
+    sources, recipe, path = finished
+    assert already_trained(sources, recipe, "popularity")
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["training"]["extra_requests"]
+    path.write_text(json.dumps(manifest))
+    assert already_trained(sources, recipe, "popularity")
+    other = replace(recipe, training=replace(recipe.training, extra_requests=False))
+    with pytest.raises(ArtifactError, match="'popularity' was trained with other settings, data"):
+        already_trained(sources, other, "popularity")
+
+
+def test_a_run_with_a_setting_of_another_version_is_not_taken(finished):
+    sources, recipe, path = finished
+    manifest = json.loads(path.read_text())
+    manifest["config"]["model"]["library"] = "lightgbm"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="'popularity' was trained with other settings, data"):
+        already_trained(sources, recipe, "popularity")
+
+
+def test_a_run_on_other_data_or_vectors_is_not_taken(finished):
+    sources, recipe, _ = finished
+    assert not already_trained(sources, recipe, "another")
+    table = EmbeddingTable(sources.table.ids, sources.table.vectors, "table-9")
+    data = sources.manifest.model_copy(update={"source_fingerprint": "of more rows"})
+    for other in (replace(sources, table=table), replace(sources, manifest=data)):
+        with pytest.raises(ArtifactError, match=r"delete .*popularity to train it anew"):
+            already_trained(other, recipe, "popularity")
 
 
 def test_only_bahe_models_have_these_parts(home_with_tuned_table):

@@ -6,8 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encoders.checkpoint import checkpoint_folder
 from encoders.devices import Devices, open_devices, torch_threads
-from tests.together import run_together
+from feature_repo.artifact import current_run, finished_runs, load_run_manifest
+from feature_repo.materialize import apply
+from feature_repo.publish import FILES_PROFILE
+from tests.faults.world import RUN, TRAIN
+from tests.live_home import RUN as LIVE_RUN
+from tests.live_home import make_home
+from tests.together import run_together, script
 from tests.training.world import make_world, small_bahe
 from training.__main__ import command_line
 from training.recipes import Recipe, TrainingConfig
@@ -70,7 +77,7 @@ with open_devices(cpu=True) as devices:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
-    run_together(TOGETHER, root)
+    run_together(script(TOGETHER, root), root)
     return root, [json.loads((root / f"told-{i}.json").read_text()) for i in range(2)]
 
 
@@ -96,6 +103,25 @@ def test_two_processes_learn_what_one_learns(together, tmp_path):
     for name, value in load_file(alone.folder / "weights.safetensors").items():
         torch.testing.assert_close(shared[name], value, atol=1e-4, rtol=1e-3, msg=name)
     assert not list((root / "home" / "runs").glob("*.part"))
+
+
+def test_torchrun_of_the_module_trains_one_run_in_two_processes(tmp_path):
+    home = make_home(tmp_path)
+    apply(home, FILES_PROFILE)
+    shared = ["--home", home.root, "--profile", FILES_PROFILE]
+    output = run_together("-m", "training", "--", *shared, *TRAIN[1:])
+    told = json.loads(output)  # one line, of the main process
+    assert told["run"] == RUN
+    assert told["num_processes"] == 2
+    assert not told["resumed"]
+    assert told["rows_per_s"] > 0
+    assert finished_runs(home) == sorted([RUN, LIVE_RUN])
+    manifest = load_run_manifest(home, RUN)
+    assert manifest.recipe == told["recipe"] == "bahe_small"
+    assert {split: told[split] for split in ("valid", "test")} == manifest.metrics
+    assert current_run(home) == RUN
+    assert not checkpoint_folder(home.runs / RUN).exists()
+    assert not list(home.runs.glob("*.part"))
 
 
 def test_alone_nothing_is_shared():

@@ -18,7 +18,7 @@ from encoders.lm.pretraining import pretrain
 from encoders.lm.pretraining_manifest import PretrainingManifest
 from feature_repo.home import PROJECT_ROOT, Home
 from tests.encoders.lm.small_corpus import assert_equal_weights, make_home, small, weights
-from tests.together import run_together
+from tests.together import run_together, script
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -119,7 +119,7 @@ with open_devices(cpu=True) as devices:
 def test_two_processes_learn_what_one_learns_with_shared_rows_or_shared_weights(
     home: Home,
 ) -> None:
-    run_together(TOGETHER, home.root)
+    run_together(script(TOGETHER, home.root), home.root)
     alone = pretrain(home, small(steps=8), threads=1)
     expected = [point.loss for point in alone.manifest.curve]
     for name in ("rows", "sharded"):

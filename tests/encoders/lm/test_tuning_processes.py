@@ -13,7 +13,7 @@ from encoders.lm.examples import TaskConfig
 from encoders.lm.instruction_tuning import InstructionTuningConfig, tune_on_tasks
 from tests.encoders.lm.planted_models import byte_tokenizer, save, small_model
 from tests.encoders.lm.shop_home import TITLES, make_home
-from tests.together import run_together
+from tests.together import run_together, script
 
 CONFIG = InstructionTuningConfig(
     tasks=TaskConfig(max_train=20, max_train_baskets=10, max_valid=5, history_lines=2),
@@ -53,7 +53,7 @@ with open_devices(cpu=True) as devices, torch_threads(1):
 def test_two_processes_tune_what_one_tunes(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home")
     save(small_model(300, length=256), byte_tokenizer(TITLES, num_tokens=300), home.models / "base")
-    run_together(TOGETHER, home.root)
+    run_together(script(TOGETHER, home.root), home.root)
     for name, change in VARIANTS.items():
         first, second = (
             json.loads((home.root / f"{name}-{index}.json").read_text()) for index in range(2)

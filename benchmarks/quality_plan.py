@@ -1,0 +1,121 @@
+"""The models of the quality benchmark, by name: which are trained, and which compared.
+
+These names are those of the models in the result file; they stand here alone.
+"""
+
+import importlib
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from feature_repo.progress import progress_bar
+from training.ablations import already_trained, plan_variants
+from training.overrides import override
+from training.recipes import RECIPES, Recipe
+from training.sources import Sources
+from training.train import read_splits, train
+
+BASELINES = (
+    "popularity",
+    "repeat_count",
+    "item_only",
+    "mean_pooling",
+    "din_ids",
+    "din_text",
+    "dcn_v2",
+)
+TREES = "trees"
+LIGHTGBM = "trees_lightgbm"
+FAST = "bahe_fast"
+SINGLE = "bahe_base"
+TOGETHER = "bahe_with_trees"
+GIVEN = "_given_rows"
+"""Ends the name of a model that learns from the given training rows alone."""
+SAME_BUDGET = "bahe_same_budget"
+"""The BAHE recipe with the budget of :data:`FULL_TEXT`."""
+FULL_TEXT = "full_text_numeric"
+
+Seeded = list[tuple[Recipe, str]]
+"""Recipes with their runs."""
+
+
+def why_not_loaded(package: str) -> str | None:
+    """Why a package cannot be imported, with a shared library that it needs; None where it can."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError) as error:
+        return str(error)
+    return None
+
+
+def planned(
+    sources: Sources, *, num_seeds: int, lightgbm: bool, full_text: bool
+) -> dict[str, Seeded]:
+    """What is trained for each model, in the order of the table.
+
+    The single BAHE recipe goes by the names of its ablations' full model, so that those find it.
+
+    Args:
+        sources: What is read from; the trainings on the given rows alone are left out where there
+            are no others.
+        num_seeds: Of the single BAHE recipe; all others have one.
+        lightgbm: Whether LightGBM can be loaded.
+        full_text: Also train the language model over the full text.
+    """
+    whole = (*BASELINES, TREES, *((LIGHTGBM,) if lightgbm else ()), FAST, SINGLE, TOGETHER)
+    plan = {name: [_once(RECIPES[name](), name)] for name in whole}
+    variants, _ = plan_variants(sources, RECIPES[SINGLE](), num_seeds=num_seeds)
+    plan[SINGLE] = variants[0].seeded()
+    given = ["training.extra_requests=false"]
+    if sources.manifest.impressions == "sampled":
+        for name in (rival_of(plan), SINGLE):
+            plan[name + GIVEN] = [_once(override(RECIPES[name](), given), name + GIVEN)]
+    budget = [*given, "training.epochs=1"]
+    plan[SAME_BUDGET] = [_once(override(RECIPES[SINGLE](), budget), SAME_BUDGET)]
+    if full_text:
+        recipe = override(RECIPES["full_text"](), ["model.use_numeric=true", *budget])
+        plan[FULL_TEXT] = [_once(recipe, FULL_TEXT)]
+    return plan
+
+
+def _once(recipe: Recipe, name: str) -> tuple[Recipe, str]:
+    """With the recipe's own seed; never the run that is served."""
+    return replace(recipe, baseline=True), f"quality-{name}"
+
+
+def rival_of(models: Collection[str]) -> str:
+    """The trees to beat among the models."""
+    return LIGHTGBM if LIGHTGBM in models else TREES
+
+
+def compared_models(models: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of models, of those that there are, whose difference is measured: model, rival."""
+    rival = rival_of(models)
+    for pair in dict.fromkeys(
+        (
+            (SINGLE, rival),
+            (SINGLE, TREES),
+            (TOGETHER, rival),
+            (TOGETHER, TREES),
+            (SINGLE + GIVEN, rival + GIVEN),
+            (SAME_BUDGET, FULL_TEXT),
+        )
+    ):
+        if set(pair) <= set(models):
+            yield pair
+
+
+def train_missing(sources: Sources, wanted: Seeded, threads: int) -> None:
+    """Train the runs that are not there yet, on one reading of the features.
+
+    Raises:
+        ArtifactError: If a run of such a name was trained with other settings, data or vectors.
+    """
+    missing = [(recipe, run) for recipe, run in wanted if not already_trained(sources, recipe, run)]
+    if not missing:
+        return
+    longest = max(recipe.sequence_length for recipe, _ in missing)
+    with progress_bar("read features", "impressions") as progress:
+        data = read_splits(sources, longest, progress)
+    for recipe, run in missing:
+        with progress_bar(f"train {run}", "impressions") as progress:
+            train(sources, recipe, run=run, threads=threads, data=data, learning=progress)

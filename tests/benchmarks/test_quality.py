@@ -1,0 +1,263 @@
+"""The quality benchmark: what is trained and compared, stale runs, and what the table says."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.quality_plan import (
+    FULL_TEXT,
+    GIVEN,
+    LIGHTGBM,
+    SAME_BUDGET,
+    SINGLE,
+    TOGETHER,
+    TREES,
+    compared_models,
+    planned,
+    train_missing,
+    why_not_loaded,
+)
+from benchmarks.quality_result import compared, figures, result, table
+from benchmarks.results_file import given_command
+from feature_repo.artifact import MANIFEST_FILE
+from feature_repo.errors import ArtifactError
+from tests.training.world import make_world
+from training.ablations import FULL, plan_variants
+from training.evaluate import Evaluation, ScoredRows, measure
+from training.recipes import RECIPES
+from training.sources import Sources
+
+NUM_USERS, ROWS_PER_USER = 40, 10
+QUALITY = {TREES: 0.5, LIGHTGBM: 0.6, SINGLE: 1.2, TOGETHER: 1.5, FULL_TEXT: 0.9, SAME_BUDGET: 1.0}
+"""Model -> how far its scores of clicked rows lie above those of others, in deviations."""
+NEW = "bahe_fast"
+"""A model that nothing is compared with."""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Sources:
+    """A home whose impressions were sampled, as those of the benchmark's data set."""
+    world = make_world(tmp_path_factory.mktemp("quality") / "home", num_users=24)
+    manifest = world.sources.manifest.model_copy(update={"impressions": "sampled"})
+    return replace(world.sources, manifest=manifest)
+
+
+# What is trained.
+@pytest.mark.parametrize("lightgbm", [True, False])
+@pytest.mark.parametrize("full_text", [True, False])
+def test_the_plan_names_every_model_and_run_once(sources, lightgbm, full_text):
+    plan = planned(sources, num_seeds=3, lightgbm=lightgbm, full_text=full_text)
+    rival = LIGHTGBM if lightgbm else TREES
+    assert {TREES, SINGLE, TOGETHER, SAME_BUDGET, SINGLE + GIVEN, rival + GIVEN} <= plan.keys()
+    assert (LIGHTGBM in plan) == lightgbm
+    assert (FULL_TEXT in plan) == full_text
+    assert list(plan) == list(planned(sources, num_seeds=1, lightgbm=lightgbm, full_text=full_text))
+    runs = [run for seeded in plan.values() for _, run in seeded]
+    assert len(set(runs)) == len(runs) == len(plan) + 2
+    recipes = [recipe for seeded in plan.values() for recipe, _ in seeded]
+    assert all(recipe.baseline for recipe in recipes)  # none becomes the one that is served
+    assert [recipe.training.seed for recipe, _ in plan[SINGLE]] == [0, 1, 2]
+    variants, _ = plan_variants(sources, RECIPES[SINGLE](), num_seeds=3)
+    assert plan[SINGLE] == variants[0].seeded()  # the ablations find them
+
+
+def test_models_on_the_given_rows_see_no_others(sources):
+    plan = planned(sources, num_seeds=1, lightgbm=True, full_text=True)
+    alone = {SINGLE + GIVEN, LIGHTGBM + GIVEN, SAME_BUDGET, FULL_TEXT}
+    found = {name for name, [(recipe, _)] in plan.items() if not recipe.training.extra_requests}
+    assert found == alone
+    assert {plan[name][0][0].training.epochs for name in (SAME_BUDGET, FULL_TEXT)} == {1}
+    logged = replace(
+        sources, manifest=sources.manifest.model_copy(update={"impressions": "logged"})
+    )
+    without = planned(logged, num_seeds=1, lightgbm=True, full_text=True)
+    assert plan.keys() - without.keys() == {SINGLE + GIVEN, LIGHTGBM + GIVEN}
+
+
+def test_the_pairs_are_those_of_models_that_are_there():
+    models = [TREES, LIGHTGBM, SINGLE, TOGETHER, SINGLE + GIVEN, LIGHTGBM + GIVEN, SAME_BUDGET]
+    expected = [
+        (SINGLE, LIGHTGBM),
+        (SINGLE, TREES),
+        (TOGETHER, LIGHTGBM),
+        (TOGETHER, TREES),
+        (SINGLE + GIVEN, LIGHTGBM + GIVEN),
+    ]
+    assert list(compared_models(models)) == expected
+    assert list(compared_models([*models, FULL_TEXT])) == [*expected, (SAME_BUDGET, FULL_TEXT)]
+    assert list(compared_models([TREES, SINGLE, TOGETHER])) == [(SINGLE, TREES), (TOGETHER, TREES)]
+
+
+def test_a_package_that_cannot_be_loaded_says_why():
+    assert why_not_loaded("json") is None
+    assert why_not_loaded("no_such_package") == "No module named 'no_such_package'"
+
+
+def test_runs_are_trained_once_and_stale_ones_are_refused(sources):
+    popularity = replace(RECIPES["popularity"](), baseline=True)
+    count = replace(RECIPES["repeat_count"](), baseline=True)
+    train_missing(sources, [(popularity, "quality-popularity")], threads=1)
+    first = sources.home.runs / "quality-popularity" / MANIFEST_FILE
+    before = first.stat().st_mtime_ns
+    train_missing(
+        sources, [(popularity, "quality-popularity"), (count, "quality-count")], threads=1
+    )
+    assert first.stat().st_mtime_ns == before
+    assert (sources.home.runs / "quality-count" / MANIFEST_FILE).is_file()
+    assert not sources.home.current_run.exists()
+    stale = r"run 'quality-popularity' was trained with other settings, data or vectors: delete"
+    longer = replace(popularity, sequence_length=2)
+    other = sources.manifest.model_copy(update={"source_fingerprint": "other"})
+    for asked, recipe in ((sources, longer), (replace(sources, manifest=other), popularity)):
+        with pytest.raises(ArtifactError, match=stale):
+            train_missing(
+                asked, [(count, "quality-new"), (recipe, "quality-popularity")], threads=1
+            )
+    assert not (sources.home.runs / "quality-new").exists()  # nothing is trained in vain
+
+
+# What is told.
+def scored(models: dict[str, float]) -> ScoredRows:
+    """Rows on which every model is as good as it is said to be; three runs of :data:`SINGLE`."""
+    generator = np.random.default_rng(0)
+    num_rows = NUM_USERS * ROWS_PER_USER
+    labels = generator.integers(0, 2, num_rows)
+    users = np.arange(num_rows) // ROWS_PER_USER
+    noise = generator.normal(size=num_rows)
+    return ScoredRows(
+        rows="test",
+        labels=labels,
+        users=users,
+        masks={"novel": users < NUM_USERS // 2, "cold_items": np.zeros(num_rows, bool)},
+        manifests={},
+        logits={
+            run: (noise + quality * (labels - 0.5) + 0.1 * seed * labels).astype(np.float32)
+            for name, quality in models.items()
+            for seed, run in enumerate(runs_of(name))
+        },
+        notes=[],
+    )
+
+
+def runs_of(name: str) -> list[str]:
+    return [f"{name}-{seed}" for seed in range(3 if name == SINGLE else 1)]
+
+
+def found(models: dict[str, float]) -> tuple[dict, dict[str, Evaluation]]:
+    rows = scored(models)
+    evaluations = {name: measure(rows, runs_of(name), started=0.0) for name in models}
+    pairs = {
+        (name, rival): measure(rows, runs_of(name), against=runs_of(rival), started=0.0)
+        for name, rival in compared_models(models)
+    }
+    ablations = {
+        FULL: evaluations[SINGLE],
+        "without-text": measure(rows, runs_of(TREES), against=runs_of(SINGLE), started=0.0),
+    }
+    return result(evaluations, pairs, ablations), evaluations
+
+
+ALL = QUALITY | {SINGLE + GIVEN: 0.8, LIGHTGBM + GIVEN: 0.7, NEW: 0.3}
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[dict, dict[str, Evaluation]]:
+    return found(ALL)
+
+
+def test_the_comparison_is_of_the_best_single_model_and_its_rival(whole):
+    told, evaluations = whole
+    comparison = told["comparison"]
+    best, rival = (evaluations[name].metrics["auc"] for name in (SINGLE, LIGHTGBM))
+    assert comparison["best_auc"] == best > rival == comparison["lightgbm_auc"]
+    assert comparison["difference"] == pytest.approx(best - rival)
+    assert 0 < comparison["low"] < comparison["difference"] < comparison["high"]
+    assert comparison["trees"] == LIGHTGBM
+    assert json.loads(json.dumps(told)) == told
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "second"),
+    [
+        (("comparison", "by_slice"), SINGLE, LIGHTGBM),
+        (("comparison", "against_trees"), SINGLE, TREES),
+        (("downstream", "by_slice"), TOGETHER, LIGHTGBM),
+        (("downstream", "against_trees"), TOGETHER, TREES),
+        (("given_rows", "by_slice"), SINGLE + GIVEN, LIGHTGBM + GIVEN),
+        (("full_text", "by_slice"), SAME_BUDGET, FULL_TEXT),
+    ],
+)
+def test_every_difference_is_of_the_models_that_it_names(whole, where, first, second):
+    told, evaluations = whole
+    differences = told[where[0]][where[1]]
+    assert differences.keys() == {"all", "novel", "cold_items"}
+    for figure in ("auc", "gauc", "logloss"):
+        one, other = (evaluations[name].metrics[figure] for name in (first, second))
+        assert differences["all"][figure]["difference"] == pytest.approx(one - other)
+        one, other = (evaluations[name].slices["novel"][figure] for name in (first, second))
+        assert differences["novel"][figure]["difference"] == pytest.approx(one - other)
+    assert differences["cold_items"]["auc"] == {"difference": None, "low": None, "high": None}
+
+
+def test_figures_keep_every_interval_of_all_rows_and_slices(whole):
+    told, evaluations = whole
+    assert list(told["models"]) == list(ALL)
+    for values in (told["models"][SINGLE], told["models"][SINGLE]["slices"]["novel"]):
+        for figure in ("auc", "gauc", "logloss"):
+            assert values[f"{figure}_low"] < values[figure] < values[f"{figure}_high"]
+        assert values["num_rows"] > 0
+        assert 0 < values["calibration_error"] < values["ne"]
+    assert told["models"][SINGLE]["runs"] == runs_of(SINGLE)
+    assert told["models"][NEW] == figures(evaluations[NEW])
+    text = told["ablations"]["without-text"]["against_full"]["all"]["auc"]
+    assert text["difference"] == pytest.approx(
+        evaluations[TREES].metrics["auc"] - evaluations[SINGLE].metrics["auc"]
+    )
+    assert told["ablations"][FULL]["against_full"] == {}
+
+
+def test_the_table_shows_models_with_intervals_and_all_differences(whole):
+    told, _ = whole
+    lines = table(told).splitlines()
+    for name, line in zip(ALL, lines[1:], strict=False):
+        values = told["models"][name]
+        assert line.startswith(name)
+        for figure in ("auc", "gauc", "logloss"):
+            low, high = values[f"{figure}_low"], values[f"{figure}_high"]
+            assert f" {values[figure]:.4f} [{low:.4f}, {high:.4f}]" in line
+    labels = [line.partition(":")[0] for line in lines[1 + len(ALL) :]]
+    pairs = [f"{name} - {rival}" for name, rival in compared_models(ALL)]
+    assert labels == [
+        f"{pair}, {rows}"
+        for pair in [*pairs, "without-text - full"]
+        for rows in ("all, auc", "all, gauc", "all, logloss", "novel, auc")
+    ]
+    comparison = told["comparison"]
+    assert lines[1 + len(ALL)] == (
+        f"{SINGLE} - {LIGHTGBM}, all, auc: {comparison['difference']:+.4f} "
+        f"[{comparison['low']:+.4f}, {comparison['high']:+.4f}]"
+    )
+
+
+def test_without_lightgbm_the_other_trees_are_the_rival_and_are_told_once():
+    told, evaluations = found({name: ALL[name] for name in (TREES, SINGLE, TOGETHER)})
+    assert told["comparison"]["trees"] == TREES
+    assert told["comparison"]["lightgbm_auc"] == evaluations[TREES].metrics["auc"]
+    assert told["comparison"]["by_slice"] == told["comparison"]["against_trees"]
+    assert (told["given_rows"], told["full_text"]) == ({}, {})
+    assert table(told).count(f"{SINGLE} - {TREES}, all, auc") == 1
+
+
+def test_differences_of_an_evaluation_without_another_side_are_none():
+    rows = scored({TREES: 1.0})
+    assert compared(measure(rows, runs_of(TREES), started=0.0)) == {}
+
+
+def test_the_command_holds_the_options_that_were_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["anything", "--full-text", "--home", "my shop"])
+    assert given_command("bench_quality") == (
+        "python -m benchmarks.bench_quality --full-text --home 'my shop'"
+    )
