@@ -47,12 +47,20 @@ def without_deep_half(recipe: Recipe) -> Recipe:
 
 
 def without_age(recipe: Recipe) -> Recipe:
-    """Behaviours are pooled by their order alone; the evidence keeps its recencies."""
+    """Pooling, text evidence and attention know the order of behaviours alone.
+
+    The ages that are numbers remain: the recencies of exact-id and neighbour evidence, and those
+    among the user's and the item's features.
+    """
     return _changed(recipe, use_age=False)
 
 
 def without_exact_id(recipe: Recipe) -> Recipe:
-    """Whether the candidate itself is in the history stays unsaid."""
+    """Nothing says by its id that the candidate itself is in the history: no number, no attention.
+
+    Its text can still say so: a behaviour of the same text has a cosine of 1 in attention, and the
+    deep half reads it. Text evidence leaves the candidate's own behaviours out, as ever.
+    """
     return _changed(recipe, use_exact_evidence=False)
 
 

@@ -94,13 +94,15 @@ class BaheConfig:
     input_scale: float = 1.0
     """Factor on table vectors before the deep half, per dimension; learned from there."""
     use_age: bool = True
-    """Add an embedding of the age to each behaviour."""
+    """Add an embedding of the age to each behaviour, let text evidence decay with it and attention
+    see it. False: behaviours are known by their order alone; numbers of evidence keep recencies."""
     num_age_buckets: int = 16
     """Buckets of doubling length from an hour on; 16 reach 3.7 years."""
     output_width: int = 32
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
-    """How often, how regularly and how long ago the candidate itself is in the history."""
+    """How often, how regularly and how long ago the candidate itself is in the history, and to
+    attention which behaviours are about it. Text evidence leaves these out in either case."""
     use_neighbor_evidence: bool = True
     """Which of the items that others take with the candidate are in the history."""
     use_text_evidence: bool = True

@@ -191,6 +191,14 @@ class Bahe(ClickModel):
         sizes = flat.spread(self.history_sizes(inputs))
         return torch.cat([sizes, *evidence], dim=-1), attended
 
+    def _told_ages(self, ages: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """Ages as attention and decay may know them: all 0 where the model uses none."""
+        return ages if self.config.use_age else torch.zeros_like(ages)
+
+    def _told_same(self, same: Bool[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
+        """What attention may know of it: nothing where the model uses no exact-id evidence."""
+        return same if self.config.use_exact_evidence else torch.zeros_like(same)
+
     def _there(self, inputs: ProgramInputs) -> Bool[Tensor, "B S M"]:
         return inputs.history_rows[..., -self.config.text_length :] != 0
 
@@ -226,6 +234,7 @@ class Bahe(ClickModel):
             values[:, scene, newest]
             for values in (inputs.history_rows, inputs.history_ages, inputs.history_item_keys)
         )
+        ages = self._told_ages(ages)
         candidate_rows, candidate_keys = inputs.candidate_rows, inputs.candidate_item_keys
         some = None
         if not torch.compiler.is_exporting():
@@ -242,11 +251,13 @@ class Bahe(ClickModel):
         here = FlatCandidates(candidate_keys)
         values = []
         if self.config.use_text_evidence:
+            # Also where the exact id is not to be told: a cosine of 1 would tell it.
             keep = there.unsqueeze(1) & ~same & (candidate_rows != 0).unsqueeze(2)
             decays = here.spread(self.decay(ages, there))  # (R, M, A)
             values.append(self.text(here.select(cosines), here.select(keep), decays))
         if self.config.use_target_attention:
-            found = self.attention.scene(scene, history, ages, there, titles, cosines, same)
+            told = self._told_same(same)
+            found = self.attention.scene(scene, history, ages, there, titles, cosines, told)
             values.append(here.select(found))
         if some is None:
             return values

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from tests.training.world import (
     small_schema,
 )
 from training.build import build_model
+from training.candidates import FlatCandidates
 from training.config import (
     BaheConfig,
     DinTextConfig,
@@ -189,6 +192,52 @@ def test_exact_evidence_sees_the_candidates_own_key():
     inputs[2][1, 0, -1] = inputs[7][1, 0]
     changed = model(*inputs) != without
     assert changed.tolist() == [[False], [True]]
+
+
+def test_without_age_no_logit_depends_on_ages():
+    inputs = random_inputs(5, 3, 40)
+    older = list(inputs)
+    older[3] = inputs[3] * 3 + 1e6
+    for use_deep_half in (True, False):
+        for use_age in (True, False):
+            model = make(small_bahe(use_age=use_age, use_deep_half=use_deep_half))
+            same = torch.equal(model(*older), model(*inputs))
+            assert same is not use_age
+    attention_alone = small_bahe(use_text_evidence=False, next_behavior_weight=0.0)
+    evidence_alone = replace(attention_alone, use_text_evidence=True, use_target_attention=False)
+    for config in (attention_alone, evidence_alone):
+        model = make(config)
+        model.tower.age = None  # so that what is left of the age comes from the one part
+        assert not torch.equal(model(*older), model(*inputs))
+
+
+def test_without_exact_evidence_attention_is_not_told_what_is_the_candidate():
+    inputs = random_inputs(4, 3, 40)
+    inputs[2][:] = 5  # another item than any candidate
+    own = list(inputs)
+    own[2] = inputs[2].clone()
+    own[2][:, :, -1] = inputs[7][:, :1]
+    there = inputs[1][:, :, -1] != 0  # [B, S]
+    assert there.any()
+    for use_exact_evidence in (True, False):
+        model = make(small_bahe(use_text_evidence=False, use_exact_evidence=use_exact_evidence))
+        changed = model(*own) != model(*inputs)
+        expected = there.any(1, keepdim=True) & (inputs[7] == inputs[7][:, :1])
+        assert torch.equal(changed, expected & use_exact_evidence)
+
+
+def test_text_evidence_leaves_the_candidates_own_behaviours_out_without_exact_evidence():
+    model = make(small_bahe(use_exact_evidence=False, use_target_attention=False))
+    inputs = random_inputs(3, 1, 40)
+    inputs[2][1, 0, -1] = inputs[7][1, 0]  # the candidate itself, with any text
+    inputs[1][1, 0, -1] = 3
+    before = model(*inputs)
+    flat = FlatCandidates(inputs[7])
+    evidence, _ = model.text_values(flat, ProgramInputs(*inputs))
+    inputs[1][1, 0, -1] = 4  # the deep half sees another text, text evidence none
+    other, _ = model.text_values(flat, ProgramInputs(*inputs))
+    assert all(map(torch.equal, evidence, other))
+    assert model(*inputs)[1, 0] != before[1, 0]
 
 
 def test_bfloat16_is_for_learning_only():
