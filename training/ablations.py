@@ -68,7 +68,7 @@ def frozen_deep_half(recipe: Recipe) -> Recipe:
     """The deep half keeps its pretrained weights."""
     if isinstance(recipe.model, BaheConfig) and not recipe.model.use_deep_half:
         return recipe
-    return _changed(recipe, fine_tune="frozen")
+    return _changed(recipe, fine_tune="frozen", num_trained_layers=None)
 
 
 ABLATIONS: dict[str, Callable[[Recipe], Recipe]] = {

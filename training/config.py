@@ -82,6 +82,10 @@ class BaheConfig:
     """The deep half's weights: all learn, ``lora``: adapters beside its linear layers (needs the
     extra ``lora``), ``frozen``: none. Adapters learn at ``deep_learning_rate`` too, and usually
     want about ten times as much as the weights."""
+    num_trained_layers: int | None = None
+    """How many of the deep half's layers learn, from the top: with the norm above them, where there
+    is one. Those below keep their pretrained weights; of ``lora``, they have no adapters. None =
+    all of the deep half learns."""
     lora_rank: int = 8
     """Inner width of an adapter."""
     gradient_checkpointing: bool = False
@@ -167,6 +171,8 @@ class BaheConfig:
         _at_least(0, num_crosses=self.num_crosses)
         if self.num_deep_layers is not None:
             _at_least(1, num_deep_layers=self.num_deep_layers)
+        if self.num_trained_layers is not None:
+            self._check_trained_layers(self.num_trained_layers)
         if not 1 <= self.num_age_scales <= len(AGE_SCALES_DAYS):
             raise ValueError(
                 f"num_age_scales must be in [1, {len(AGE_SCALES_DAYS)}], got {self.num_age_scales}"
@@ -180,6 +186,19 @@ class BaheConfig:
         _share(
             deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout
         )
+
+    def _check_trained_layers(self, number: int) -> None:
+        if self.fine_tune == "frozen":
+            raise ValueError(
+                f"num_trained_layers is {number}, but with fine_tune 'frozen' none learns: set "
+                "num_trained_layers to none, or fine_tune to 'full' or 'lora'"
+            )
+        _at_least(1, num_trained_layers=number)
+        if self.num_deep_layers is not None and number > self.num_deep_layers:
+            raise ValueError(
+                f"num_trained_layers must be at most num_deep_layers ({self.num_deep_layers}), got "
+                f"{number}"
+            )
 
 
 @dataclass(frozen=True)

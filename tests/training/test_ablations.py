@@ -48,6 +48,14 @@ def test_an_ablation_changes_what_it_names_and_nothing_else(name, fields):
     assert replace(changed, model=recipe.model) == recipe
 
 
+def test_frozen_layers_are_not_also_to_be_trained():
+    recipe = small_recipe()
+    shallow = replace(recipe, model=replace(recipe.model, num_trained_layers=1))
+    frozen = ABLATIONS["frozen-deep-half"](shallow)
+    assert frozen == ABLATIONS["frozen-deep-half"](recipe)
+    assert frozen.model.fine_tune == "frozen"
+
+
 def test_every_ablation_has_a_test():
     assert set(ABLATIONS) == {
         "without-text", "without-deep-half", "without-age", "without-exact-id", "frozen-deep-half"
