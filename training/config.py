@@ -12,6 +12,7 @@ AGE_SCALES_DAYS = (3.0, 10.0, 30.0, 90.0, 270.0, 1000.0)
 Position = Literal["distance", "none"]
 Pooling = Literal["mean_newest", "mean", "newest", "attention"]
 FineTune = Literal["full", "lora", "frozen"]
+AttentionOver = Literal["texts", "states"]
 
 
 def _at_least(low: int, **values: int) -> None:
@@ -112,9 +113,14 @@ class BaheConfig:
     use_text_evidence: bool = True
     """Cosines of the candidate's text with those of the history."""
     use_target_attention: bool = True
-    """Attention of the candidate's text over those of the history."""
+    """Attention of the candidate over the behaviours of the history."""
+    attention_over: AttentionOver = "texts"
+    """What target attention compares: the frozen vectors of the texts, or the deep half's
+    ``states`` of the newest ``deep_length`` behaviours and of the candidate (the cosines of the
+    texts stay as an offset). States are no features of the store: such a model is served as one
+    program, its deep half runs in every request, and it has no deep outputs to export."""
     text_length: int = 50
-    """How many of the newest behaviours of a scene text evidence and attention read."""
+    """How many of the newest behaviours of a scene text evidence and attention over texts read."""
     num_kernels: int = 6
     """K, cosine kernels."""
     num_age_scales: int = 6
@@ -142,6 +148,11 @@ class BaheConfig:
         """Kinds of :mod:`encoders.evidence` that the model reads."""
         return evidence_kinds(self)
 
+    @property
+    def attends_states(self) -> bool:
+        """Whether the head needs the deep half's states, not only its outputs."""
+        return self.use_target_attention and self.attention_over == "states"
+
     def __post_init__(self) -> None:
         if not self.use_text and (
             self.use_deep_half
@@ -167,6 +178,7 @@ class BaheConfig:
         _one_of(get_args(Position), position=self.position)
         _one_of(get_args(Pooling), pooling=self.pooling)
         _one_of(get_args(FineTune), fine_tune=self.fine_tune)
+        _one_of(get_args(AttentionOver), attention_over=self.attention_over)
         _at_least(2, num_age_buckets=self.num_age_buckets, num_kernels=self.num_kernels)
         _at_least(0, num_crosses=self.num_crosses)
         if self.num_deep_layers is not None:

@@ -15,9 +15,12 @@ Source:
     evidence and the numeric inputs are ours; the paper does not say how its head is built.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.attention import TargetAttention
 from training.candidates import FlatCandidates
@@ -36,6 +39,14 @@ from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.text_evidence import AgeDecay, TextEvidence
 from training.tower import Tower
+
+
+class DeepStates(NamedTuple):
+    """What attention over the deep half's states reads of it."""
+
+    history: Float[Tensor, "B S L D"]
+    """Of the newest behaviours; of places without one anything."""
+    items: Float[Tensor, "R D"]
 
 
 class Bahe(ClickModel):
@@ -105,12 +116,16 @@ class Bahe(ClickModel):
         history_ages: Float[Tensor, "B S M"],
     ) -> Float[Tensor, "B S Q"]:
         """Q_u: one deep output per scene; no candidate goes in."""
-        newest = slice(-self.config.deep_length, None)
+        newest = self._newest_deep
         return self.tower.scenes(
             lambda rows: self.space(table[rows]),
             history_rows[..., newest],
             history_ages[..., newest],
         )
+
+    @property
+    def _newest_deep(self) -> slice:
+        return slice(-self.config.deep_length, None)
 
     def item_vectors(
         self, table: Float[Tensor, "V D"], candidate_rows: Int[Tensor, " R"]
@@ -123,13 +138,32 @@ class Bahe(ClickModel):
         flat = FlatCandidates(inputs.candidate_item_keys)
         if not self.config.use_text:
             return self._head(flat, inputs, None)
-        contexts = self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
         rows = flat.select(inputs.candidate_rows)
-        items = self.item_vectors(inputs.table, rows)
+        states = None
+        if self.config.attends_states:
+            contexts, items, states = self._outputs_and_states(inputs, rows)
+        else:
+            contexts = self.user_vectors(inputs.table, inputs.history_rows, inputs.history_ages)
+            items = self.item_vectors(inputs.table, rows)
         if self.training and self.config.next_behavior_weight:
             owners = flat.spread(torch.arange(len(contexts), device=contexts.device))
             self._last_pass = (contexts, items, rows, owners)
-        return self._head(flat, inputs, deep_interactions(flat.spread(contexts), items))
+        return self._head(flat, inputs, deep_interactions(flat.spread(contexts), items), states)
+
+    def _outputs_and_states(
+        self, inputs: ProgramInputs, candidate_rows: Int[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "B S Q"], Float[Tensor, "R Q"], DeepStates]:
+        """Deep outputs of contexts and of candidates, and the states that they were made of."""
+
+        def look_up(rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+            return self.space(inputs.table[rows])  # type: ignore[no-any-return]
+
+        newest = self._newest_deep
+        contexts, history = self.tower.scenes_and_states(
+            look_up, inputs.history_rows[..., newest], inputs.history_ages[..., newest]
+        )
+        items = once_per_row(lambda rows: self.tower.item_states(look_up(rows)), candidate_rows)
+        return contexts, self.tower.item_outputs(items), DeepStates(history, items)
 
     def head(
         self,
@@ -137,14 +171,24 @@ class Bahe(ClickModel):
         users: Float[Tensor, "B S Q"],
         items: Float[Tensor, "B C Q"],
     ) -> Float[Tensor, "B C"]:
-        """The same from deep outputs that were computed before; for models that read texts."""
+        """The same from deep outputs that were computed before.
+
+        For models that read texts and whose attention does not need the deep half's states.
+        """
+        assert not self.config.attends_states, self.config
         flat = FlatCandidates(inputs.candidate_item_keys)
         return self._head(flat, inputs, deep_interactions(flat.spread(users), flat.select(items)))
 
     def _head(
-        self, flat: FlatCandidates, inputs: ProgramInputs, deep: Float[Tensor, "R W"] | None
+        self,
+        flat: FlatCandidates,
+        inputs: ProgramInputs,
+        deep: Float[Tensor, "R W"] | None,
+        states: DeepStates | None = None,
     ) -> Float[Tensor, "B C"]:
         texts, attended = self._texts(flat, inputs)
+        if states is not None:
+            attended = [self._attend_states(flat, inputs, states)]
         evidence = self.evidence_norm(texts)
         dense, dense_logit = self.dense(flat, inputs)
         parts = [*attended, evidence, dense]
@@ -191,6 +235,10 @@ class Bahe(ClickModel):
         sizes = flat.spread(self.history_sizes(inputs))
         return torch.cat([sizes, *evidence], dim=-1), attended
 
+    @property
+    def _attends_texts(self) -> bool:
+        return self.config.use_target_attention and not self.config.attends_states
+
     def _told_ages(self, ages: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """Ages as attention and decay may know them: all 0 where the model uses none."""
         return ages if self.config.use_age else torch.zeros_like(ages)
@@ -207,17 +255,39 @@ class Bahe(ClickModel):
         newest = self._there(inputs).sum(-1).to(inputs.history_ages)
         return torch.log1p(torch.cat([inputs.history_totals, newest], dim=-1))
 
+    def _attend_states(
+        self, flat: FlatCandidates, inputs: ProgramInputs, states: DeepStates
+    ) -> Float[Tensor, "R W"]:
+        """Target attention over the deep half's states, with the cosines of the texts beside."""
+        newest = self._newest_deep
+        rows = inputs.history_rows[..., newest]
+        titles = self.space.directions(inputs.table[inputs.candidate_rows])  # (B, C, D)
+        history = self.space.directions(inputs.table[rows])  # (B, S, L, D)
+        found = self.attention(
+            functional.normalize(states.history, dim=-1),
+            self._told_ages(inputs.history_ages[..., newest]),
+            rows != 0,
+            flat.restore(functional.normalize(states.items, dim=-1)),
+            titles.unsqueeze(1) @ history.transpose(2, 3),
+            self._told_same(
+                _is_candidate(
+                    inputs.history_item_keys[..., newest], inputs.candidate_item_keys.unsqueeze(1)
+                )
+            ),
+        )
+        return flat.select(found)
+
     def text_values(
         self, flat: FlatCandidates, inputs: ProgramInputs
     ) -> tuple[list[Float[Tensor, "R W"]], list[Float[Tensor, "R W"]]]:
         """Text evidence by scene, and attention by scene; what the model does without is empty."""
         evidence: list[Tensor] = []
         attended: list[Tensor] = []
-        if self.config.use_text_evidence or self.config.use_target_attention:
+        if self.config.use_text_evidence or self._attends_texts:
             there = self._there(inputs)
             for scene in range(there.shape[1]):
                 values = self._scene_texts(scene, flat, inputs, there[:, scene])
-                if self.config.use_target_attention:
+                if self._attends_texts:
                     attended.append(values.pop())
                 evidence += values
         return evidence, attended
@@ -247,7 +317,7 @@ class Bahe(ClickModel):
         history = self.space.directions(inputs.table[rows])  # (B, M, D)
         titles = self.space.directions(inputs.table[candidate_rows])  # (B, C, D)
         cosines = titles @ history.transpose(1, 2)  # (B, C, M)
-        same = (keys.unsqueeze(1) == candidate_keys.unsqueeze(2)) & (candidate_keys != 0)[..., None]
+        same = _is_candidate(keys, candidate_keys)
         here = FlatCandidates(candidate_keys)
         values = []
         if self.config.use_text_evidence:
@@ -255,7 +325,7 @@ class Bahe(ClickModel):
             keep = there.unsqueeze(1) & ~same & (candidate_rows != 0).unsqueeze(2)
             decays = here.spread(self.decay(ages, there))  # (R, M, A)
             values.append(self.text(here.select(cosines), here.select(keep), decays))
-        if self.config.use_target_attention:
+        if self._attends_texts:
             told = self._told_same(same)
             found = self.attention.scene(scene, history, ages, there, titles, cosines, told)
             values.append(here.select(found))
@@ -266,3 +336,11 @@ class Bahe(ClickModel):
             value.new_zeros((flat.num_rows, value.shape[1])).index_put((owners,), value)
             for value in values
         ]
+
+
+def _is_candidate(
+    keys: Int[Tensor, "*N M"], candidate_keys: Int[Tensor, "*N C"]
+) -> Bool[Tensor, "*N C M"]:
+    """True where a behaviour is about the candidate; never of padding."""
+    candidates = candidate_keys.unsqueeze(-1)
+    return (keys.unsqueeze(-2) == candidates) & (candidates != 0)

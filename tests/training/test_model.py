@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from feature_repo.artifact import PROGRAM_INPUTS
 from tests.training.world import (
@@ -32,6 +33,8 @@ CONFIGS = [
     small_bahe(use_deep_half=False, use_age=False),
     small_bahe(use_exact_evidence=False, use_text_evidence=False, deep_length=3),
     small_bahe(share_scenes=False, num_members=1, next_behavior_weight=0.5),
+    small_bahe(attention_over="states", deep_length=5, text_length=3),
+    small_bahe(attention_over="states", share_scenes=False, use_text_evidence=False),
     small_bahe(
         use_text=False,
         use_deep_half=False,
@@ -198,9 +201,9 @@ def test_without_age_no_logit_depends_on_ages():
     inputs = random_inputs(5, 3, 40)
     older = list(inputs)
     older[3] = inputs[3] * 3 + 1e6
-    for use_deep_half in (True, False):
+    for changes in ({}, {"use_deep_half": False}, {"attention_over": "states"}):
         for use_age in (True, False):
-            model = make(small_bahe(use_age=use_age, use_deep_half=use_deep_half))
+            model = make(small_bahe(use_age=use_age, **changes))
             same = torch.equal(model(*older), model(*inputs))
             assert same is not use_age
     attention_alone = small_bahe(use_text_evidence=False, next_behavior_weight=0.0)
@@ -211,7 +214,8 @@ def test_without_age_no_logit_depends_on_ages():
         assert not torch.equal(model(*older), model(*inputs))
 
 
-def test_without_exact_evidence_attention_is_not_told_what_is_the_candidate():
+@pytest.mark.parametrize("attention_over", ["texts", "states"])
+def test_without_exact_evidence_attention_is_not_told_what_is_the_candidate(attention_over):
     inputs = random_inputs(4, 3, 40)
     inputs[2][:] = 5  # another item than any candidate
     own = list(inputs)
@@ -220,7 +224,13 @@ def test_without_exact_evidence_attention_is_not_told_what_is_the_candidate():
     there = inputs[1][:, :, -1] != 0  # [B, S]
     assert there.any()
     for use_exact_evidence in (True, False):
-        model = make(small_bahe(use_text_evidence=False, use_exact_evidence=use_exact_evidence))
+        model = make(
+            small_bahe(
+                use_text_evidence=False,
+                use_exact_evidence=use_exact_evidence,
+                attention_over=attention_over,
+            )
+        )
         changed = model(*own) != model(*inputs)
         expected = there.any(1, keepdim=True) & (inputs[7] == inputs[7][:, :1])
         assert torch.equal(changed, expected & use_exact_evidence)
@@ -238,6 +248,70 @@ def test_text_evidence_leaves_the_candidates_own_behaviours_out_without_exact_ev
     other, _ = model.text_values(flat, ProgramInputs(*inputs))
     assert all(map(torch.equal, evidence, other))
     assert model(*inputs)[1, 0] != before[1, 0]
+
+
+def test_attention_over_states_by_hand():
+    model = make(small_bahe(attention_over="states", deep_length=5))
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    flat = FlatCandidates(inputs.candidate_item_keys)
+    rows, ages, keys = (
+        values[..., -5:]
+        for values in (inputs.history_rows, inputs.history_ages, inputs.history_item_keys)
+    )
+    _, _, states = model._outputs_and_states(inputs, inputs.candidate_rows.flatten())
+    found = model._attend_states(flat, inputs, states).reshape(4, 3, -1)
+    for context in range(4):
+        for scene in range(len(SCENES)):
+            there = rows[context, scene] != 0
+            # One context and scene alone, and only what is there.
+            seen = [values[context, scene][there][None] for values in (rows, ages, keys)]
+            expected = torch.zeros_like(found[context].unflatten(-1, (len(SCENES), -1))[:, scene])
+            if there.any():
+                vectors = inputs.table[seen[0]]
+                keep = torch.ones_like(seen[0], dtype=torch.bool)
+                history = model.tower.states(model.space(vectors), seen[1], keep)
+                titles = inputs.table[inputs.candidate_rows[context]]
+                items = model.tower.item_states(model.space(titles))
+                directions = model.space.directions
+                expected = model.attention.scene(
+                    scene,
+                    normalize(history, dim=-1),
+                    seen[1],
+                    keep,
+                    normalize(items, dim=-1)[None],
+                    directions(titles)[None] @ directions(vectors).transpose(1, 2),
+                    inputs.candidate_item_keys[context][None, :, None] == seen[2][:, None],
+                )[0]
+            part = found[context].unflatten(-1, (len(SCENES), -1))[:, scene]
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_over_states_trains_the_deep_half():
+    inputs = random_inputs(4, 3, 40)
+    inputs[2][:] = 5
+    gradients = {}
+    for attention_over in ("texts", "states"):
+        model = make(small_bahe(attention_over=attention_over, next_behavior_weight=0.0))
+        with torch.no_grad():
+            model.tower.output.weight.zero_()  # the outputs say nothing: attention alone is left
+        model.train()(*inputs).sum().backward()
+        half = model.tower.deep_half.parameters()
+        gradients[attention_over] = sum(float(p.grad.abs().sum()) for p in half)
+    assert gradients["texts"] == 0
+    assert gradients["states"] > 0
+
+
+def test_deep_outputs_are_the_same_beside_states():
+    plain, with_states = (make(small_bahe(attention_over=over)) for over in ("texts", "states"))
+    with_states.load_state_dict(plain.state_dict())
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    rows = inputs.candidate_rows.flatten()
+    users, items, states = with_states._outputs_and_states(inputs, rows)
+    history = (inputs.history_rows, inputs.history_ages)
+    assert torch.equal(users, plain.user_vectors(inputs.table, *history))
+    assert torch.equal(items, plain.item_vectors(inputs.table, rows))
+    assert states.history.shape == (4, len(SCENES), LENGTH, WIDTH)
+    assert not torch.equal(plain(*inputs), with_states(*inputs))
 
 
 def test_bfloat16_is_for_learning_only():
@@ -293,6 +367,7 @@ def test_baseline_without_its_feature_says_so():
         ({"num_kernels": 1}, "num_kernels must be at least 2, got 1"),
         ({"input_scale": 0.0}, "input_scale must be above 0"),
         ({"num_deep_layers": 0}, "num_deep_layers must be at least 1"),
+        ({"attention_over": "items"}, "attention_over must be one of texts, states, got 'items'"),
     ],
 )
 def test_bad_config_says_what_is_allowed(changes, sentence):

@@ -134,7 +134,10 @@ def test_only_models_with_deep_outputs_have_parts(tmp_path):
         use_target_attention=False,
         next_behavior_weight=0.0,
     )
-    for model in (trees, numbers, Ensemble(numbers, trees)):
+    states = make_model(attention_over="states")
+    for model in (trees, numbers, Ensemble(numbers, trees), states, Ensemble(states, trees)):
         assert deep_model(model) is None
         assert save_parts(model, CALIBRATION, small_schema(), tmp_path) is None
     assert not list(tmp_path.iterdir())
+    # Where there is no attention, nothing reads the states.
+    assert deep_model(make_model(attention_over="states", use_target_attention=False)) is not None
