@@ -56,12 +56,13 @@ def without_age(recipe: Recipe) -> Recipe:
 
 
 def without_exact_id(recipe: Recipe) -> Recipe:
-    """Nothing says by its id that the candidate itself is in the history: no number, no attention.
+    """Nothing says by its id that the candidate itself is in the history.
 
+    No number, no attention, no vectors of ids, where there are any (which know other items, too).
     Its text can still say so: a behaviour of the same text has a cosine of 1 in attention, and the
     deep half reads it. Text evidence leaves the candidate's own behaviours out, as ever.
     """
-    return _changed(recipe, use_exact_evidence=False)
+    return _changed(recipe, use_exact_evidence=False, id_width=None)
 
 
 def frozen_deep_half(recipe: Recipe) -> Recipe:

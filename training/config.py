@@ -119,6 +119,9 @@ class BaheConfig:
     ``states`` of the newest ``deep_length`` behaviours and of the candidate (the cosines of the
     texts stay as an offset). States are no features of the store: such a model is served as one
     program, its deep half runs in every request, and it has no deep outputs to export."""
+    id_width: int | None = None
+    """W, width of a learned vector per item of the training period: the candidate's, the mean of
+    each scene's behaviours, their products and similarities go into the head. None = no ids."""
     text_length: int = 50
     """How many of the newest behaviours of a scene text evidence and attention over texts read."""
     num_kernels: int = 6
@@ -183,6 +186,8 @@ class BaheConfig:
         _at_least(0, num_crosses=self.num_crosses)
         if self.num_deep_layers is not None:
             _at_least(1, num_deep_layers=self.num_deep_layers)
+        if self.id_width is not None:
+            _at_least(1, id_width=self.id_width)
         if self.num_trained_layers is not None:
             self._check_trained_layers(self.num_trained_layers)
         if not 1 <= self.num_age_scales <= len(AGE_SCALES_DAYS):

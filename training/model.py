@@ -26,6 +26,7 @@ from training.attention import TargetAttention
 from training.candidates import FlatCandidates
 from training.config import BaheConfig
 from training.inputs import DenseInputs
+from training.item_ids import ItemEmbedding
 from training.layers import (
     LowRankCross,
     MemberPerceptron,
@@ -33,6 +34,7 @@ from training.layers import (
     TableSpace,
     deep_interactions,
     interactions_width,
+    masked_mean,
     once_per_row,
 )
 from training.program_inputs import ClickModel, ProgramInputs
@@ -94,8 +96,15 @@ class Bahe(ClickModel):
         deep_width = 0
         if config.use_text:
             deep_width = interactions_width(num_scenes, config.output_width)
+        id_width = 0
+        if config.id_width is not None:
+            self.ids = ItemEmbedding(config.id_width)
+            id_width = interactions_width(num_scenes, config.id_width)
         # The parts of the head's input, in their order.
-        self.input_widths = (deep_width, attention_width, evidence_width, self.dense.output_width)
+        self.input_widths = (
+            *(deep_width, attention_width, evidence_width, self.dense.output_width),
+            id_width,
+        )
         width = sum(self.input_widths)
         self.cross = LowRankCross(width, rank=config.cross_rank, num_layers=config.num_crosses)
         self.cross_logit = nn.Linear(width, 1)
@@ -191,7 +200,7 @@ class Bahe(ClickModel):
             attended = [self._attend_states(flat, inputs, states)]
         evidence = self.evidence_norm(texts)
         dense, dense_logit = self.dense(flat, inputs)
-        parts = [*attended, evidence, dense]
+        parts = [*attended, evidence, dense, *self.id_values(flat, inputs)]
         x = self.input_dropout(torch.cat(parts if deep is None else [deep, *parts], dim=-1))
         shared = self.cross.project(x, self.cross_logit) + self.evidence_skip(evidence)
         logits = self.perceptron(x) + shared + dense_logit.unsqueeze(-1)  # (R, K)
@@ -254,6 +263,18 @@ class Bahe(ClickModel):
         """Logarithms of how much each scene holds in all, and among its newest behaviours."""
         newest = self._there(inputs).sum(-1).to(inputs.history_ages)
         return torch.log1p(torch.cat([inputs.history_totals, newest], dim=-1))
+
+    def id_values(self, flat: FlatCandidates, inputs: ProgramInputs) -> list[Float[Tensor, "R W"]]:
+        """Vectors of ids: histories' means, candidates and how they meet; empty without ids.
+
+        Items without a vector, and behaviours about none, are left out of the means.
+        """
+        if self.config.id_width is None:
+            return []
+        places = self.ids.indices(inputs.history_item_keys)  # (B, S, M)
+        means = masked_mean(self.ids.table(places), places != 0)
+        items = self.ids(flat.select(inputs.candidate_item_keys))
+        return [deep_interactions(flat.spread(means), items)]
 
     def _attend_states(
         self, flat: FlatCandidates, inputs: ProgramInputs, states: DeepStates

@@ -60,7 +60,7 @@ def _head(model: Bahe | Ensemble) -> Bahe | Ensemble | FoldedHead:
     if isinstance(model, Bahe):
         if model.config.num_crosses > MAX_CROSSES:
             return _sharing(model, ("tower",))
-        needed = ("space", "decay", "text", "attention")
+        needed = ("space", "decay", "text", "attention", "ids")
         return FoldedHead(model, _sharing(model, tuple(set(model._modules) - set(needed))))
     part = _sharing(model, ())
     assert isinstance(model.network, Bahe)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -24,6 +25,7 @@ from training.config import (
     PopularityConfig,
     RepeatCountConfig,
 )
+from training.item_ids import ItemEmbedding
 from training.program import load_program, save_program
 from training.program_inputs import ProgramInputs
 from training.schema import InputSchema
@@ -35,6 +37,7 @@ CONFIGS = [
     small_bahe(share_scenes=False, num_members=1, next_behavior_weight=0.5),
     small_bahe(attention_over="states", deep_length=5, text_length=3),
     small_bahe(attention_over="states", share_scenes=False, use_text_evidence=False),
+    small_bahe(id_width=3, use_deep_half=False),
     small_bahe(
         use_text=False,
         use_deep_half=False,
@@ -57,9 +60,14 @@ def make(config, schema=None):
     if isinstance(config, BaheConfig) and config.use_deep_half:
         deep = small_deep_half(config.num_deep_layers)
     model = build_model(config, schema or small_schema(), deep).eval()
+    if isinstance(config, BaheConfig) and config.id_width is not None:
+        model.ids.set_vocabulary([np.arange(0, 40, 2) * 11])
     with torch.no_grad():  # no parameter may hide behind a zero
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, ItemEmbedding):  # "no item" is zeros, and learns nothing
+                module.table.weight[0] = 0
     return model
 
 
@@ -250,6 +258,50 @@ def test_text_evidence_leaves_the_candidates_own_behaviours_out_without_exact_ev
     assert model(*inputs)[1, 0] != before[1, 0]
 
 
+def test_vectors_of_ids_by_hand():
+    model = make(small_bahe(id_width=3))
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    (found,) = model.id_values(FlatCandidates(inputs.candidate_item_keys), inputs)
+    assert found.shape == (12, model.input_widths[-1])
+
+    def vector(key):
+        place = (model.ids.keys == key).nonzero()
+        return model.ids.table.weight[place[0, 0]] if key and len(place) else None
+
+    for row, key in enumerate(inputs.candidate_item_keys.flatten().tolist()):
+        item = torch.zeros(3) if vector(key) is None else vector(key)
+        means = []
+        for keys in inputs.history_item_keys[row // 3].tolist():
+            known = [vector(k) for k in keys if vector(k) is not None]
+            means.append(torch.stack(known).mean(0) if known else torch.zeros(3))
+        products = [mean * item for mean in means]
+        similar = torch.stack([product.sum() / 3**0.5 for product in products])
+        expected = torch.cat([*means, item, *products, similar])
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_ids_are_learned_and_weights_with_them_can_be_loaded():
+    model, inputs = make(small_bahe(id_width=3)), random_inputs(4, 3, 40)
+    fresh = build_model(model.config, small_schema(), small_deep_half()).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(*inputs), model(*inputs))
+    model.train()(*inputs).sum().backward()
+    asked = set(inputs[7].flatten().tolist()) | set(inputs[2].flatten().tolist())
+    moved = model.ids.keys[(model.ids.table.weight.grad != 0).any(1)].tolist()
+    assert set(moved) == (asked & set(model.ids.keys.tolist())) - {0}
+
+
+def test_an_unknown_candidates_id_tells_nothing_but_that():
+    model, inputs = make(small_bahe(id_width=3)), random_inputs(4, 3, 40)
+    inputs[2][:] = 9  # no candidate is in its own history
+    inputs[7][:] = 1001
+    other = list(inputs)
+    other[7] = torch.full_like(inputs[7], 2001)
+    assert torch.equal(model(*other), model(*inputs))
+    other[7] = torch.full_like(inputs[7], 22)
+    assert (model(*other) != model(*inputs)).all()
+
+
 def test_attention_over_states_by_hand():
     model = make(small_bahe(attention_over="states", deep_length=5))
     inputs = ProgramInputs(*random_inputs(4, 3, 40))
@@ -367,6 +419,7 @@ def test_baseline_without_its_feature_says_so():
         ({"num_kernels": 1}, "num_kernels must be at least 2, got 1"),
         ({"input_scale": 0.0}, "input_scale must be above 0"),
         ({"num_deep_layers": 0}, "num_deep_layers must be at least 1"),
+        ({"id_width": 0}, "id_width must be at least 1, got 0"),
         ({"attention_over": "items"}, "attention_over must be one of texts, states, got 'items'"),
     ],
 )
