@@ -48,20 +48,29 @@ def without_deep_half(recipe: Recipe) -> Recipe:
 
 
 def without_age(recipe: Recipe) -> Recipe:
-    """Behaviours are pooled by their order alone; the evidence keeps its recencies."""
+    """Pooling, text evidence and attention know the order of behaviours alone.
+
+    The ages that are numbers remain: the recencies of exact-id and neighbour evidence, and those
+    among the user's and the item's features.
+    """
     return _changed(recipe, use_age=False)
 
 
 def without_exact_id(recipe: Recipe) -> Recipe:
-    """Whether the candidate itself is in the history stays unsaid."""
-    return _changed(recipe, use_exact_evidence=False)
+    """Nothing says by its id that the candidate itself is in the history.
+
+    No number, no attention, no vectors of ids, where there are any (which know other items, too).
+    Its text can still say so: a behaviour of the same text has a cosine of 1 in attention, and the
+    deep half reads it. Text evidence leaves the candidate's own behaviours out, as ever.
+    """
+    return _changed(recipe, use_exact_evidence=False, id_width=None)
 
 
 def frozen_deep_half(recipe: Recipe) -> Recipe:
     """The deep half keeps its pretrained weights."""
     if isinstance(recipe.model, BaheConfig) and not recipe.model.use_deep_half:
         return recipe
-    return _changed(recipe, fine_tune="frozen")
+    return _changed(recipe, fine_tune="frozen", num_trained_layers=None)
 
 
 ABLATIONS: dict[str, Callable[[Recipe], Recipe]] = {

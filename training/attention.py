@@ -83,7 +83,7 @@ class TargetAttention(nn.Module):
             ages: Seconds.
             keep: True where a behaviour is there; all else has no influence, whatever it holds.
             candidates: Vectors of the same kind, unit length.
-            cosines: Of candidate and behaviour in table space; the head computes them anyway.
+            cosines: Of candidate and behaviour in table space, whatever the vectors are.
             same: True where the behaviour is about the candidate itself.
         """
         scenes = [

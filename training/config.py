@@ -12,6 +12,7 @@ AGE_SCALES_DAYS = (3.0, 10.0, 30.0, 90.0, 270.0, 1000.0)
 Position = Literal["distance", "none"]
 Pooling = Literal["mean_newest", "mean", "newest", "attention"]
 FineTune = Literal["full", "lora", "frozen"]
+AttentionOver = Literal["texts", "states"]
 
 
 def _at_least(low: int, **values: int) -> None:
@@ -82,6 +83,10 @@ class BaheConfig:
     """The deep half's weights: all learn, ``lora``: adapters beside its linear layers (needs the
     extra ``lora``), ``frozen``: none. Adapters learn at ``deep_learning_rate`` too, and usually
     want about ten times as much as the weights."""
+    num_trained_layers: int | None = None
+    """How many of the deep half's layers learn, from the top: with the norm above them, where there
+    is one. Those below keep their pretrained weights; of ``lora``, they have no adapters. None =
+    all of the deep half learns."""
     lora_rank: int = 8
     """Inner width of an adapter."""
     gradient_checkpointing: bool = False
@@ -94,21 +99,31 @@ class BaheConfig:
     input_scale: float = 1.0
     """Factor on table vectors before the deep half, per dimension; learned from there."""
     use_age: bool = True
-    """Add an embedding of the age to each behaviour."""
+    """Add an embedding of the age to each behaviour, let text evidence decay with it and attention
+    see it. False: behaviours are known by their order alone; numbers of evidence keep recencies."""
     num_age_buckets: int = 16
     """Buckets of doubling length from an hour on; 16 reach 3.7 years."""
     output_width: int = 32
     """Q, width of a scene's and of an item's deep output."""
     use_exact_evidence: bool = True
-    """How often, how regularly and how long ago the candidate itself is in the history."""
+    """How often, how regularly and how long ago the candidate itself is in the history, and to
+    attention which behaviours are about it. Text evidence leaves these out in either case."""
     use_neighbor_evidence: bool = True
     """Which of the items that others take with the candidate are in the history."""
     use_text_evidence: bool = True
     """Cosines of the candidate's text with those of the history."""
     use_target_attention: bool = True
-    """Attention of the candidate's text over those of the history."""
+    """Attention of the candidate over the behaviours of the history."""
+    attention_over: AttentionOver = "texts"
+    """What target attention compares: the frozen vectors of the texts, or the deep half's
+    ``states`` of the newest ``deep_length`` behaviours and of the candidate (the cosines of the
+    texts stay as an offset). States are no features of the store: such a model is served as one
+    program, its deep half runs in every request, and it has no deep outputs to export."""
+    id_width: int | None = None
+    """W, width of a learned vector per item of the training period: the candidate's, the mean of
+    each scene's behaviours, their products and similarities go into the head. None = no ids."""
     text_length: int = 50
-    """How many of the newest behaviours of a scene text evidence and attention read."""
+    """How many of the newest behaviours of a scene text evidence and attention over texts read."""
     num_kernels: int = 6
     """K, cosine kernels."""
     num_age_scales: int = 6
@@ -136,6 +151,11 @@ class BaheConfig:
         """Kinds of :mod:`encoders.evidence` that the model reads."""
         return evidence_kinds(self)
 
+    @property
+    def attends_states(self) -> bool:
+        """Whether the head needs the deep half's states, not only its outputs."""
+        return self.use_target_attention and self.attention_over == "states"
+
     def __post_init__(self) -> None:
         if not self.use_text and (
             self.use_deep_half
@@ -161,10 +181,15 @@ class BaheConfig:
         _one_of(get_args(Position), position=self.position)
         _one_of(get_args(Pooling), pooling=self.pooling)
         _one_of(get_args(FineTune), fine_tune=self.fine_tune)
+        _one_of(get_args(AttentionOver), attention_over=self.attention_over)
         _at_least(2, num_age_buckets=self.num_age_buckets, num_kernels=self.num_kernels)
         _at_least(0, num_crosses=self.num_crosses)
         if self.num_deep_layers is not None:
             _at_least(1, num_deep_layers=self.num_deep_layers)
+        if self.id_width is not None:
+            _at_least(1, id_width=self.id_width)
+        if self.num_trained_layers is not None:
+            self._check_trained_layers(self.num_trained_layers)
         if not 1 <= self.num_age_scales <= len(AGE_SCALES_DAYS):
             raise ValueError(
                 f"num_age_scales must be in [1, {len(AGE_SCALES_DAYS)}], got {self.num_age_scales}"
@@ -178,6 +203,19 @@ class BaheConfig:
         _share(
             deep_dropout=self.deep_dropout, dropout=self.dropout, input_dropout=self.input_dropout
         )
+
+    def _check_trained_layers(self, number: int) -> None:
+        if self.fine_tune == "frozen":
+            raise ValueError(
+                f"num_trained_layers is {number}, but with fine_tune 'frozen' none learns: set "
+                "num_trained_layers to none, or fine_tune to 'full' or 'lora'"
+            )
+        _at_least(1, num_trained_layers=number)
+        if self.num_deep_layers is not None and number > self.num_deep_layers:
+            raise ValueError(
+                f"num_trained_layers must be at most num_deep_layers ({self.num_deep_layers}), got "
+                f"{number}"
+            )
 
 
 @dataclass(frozen=True)

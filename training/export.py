@@ -68,8 +68,8 @@ def export_embeddings(
     model = deep_model(load_model(sources, manifest))
     if model is None:
         raise ArtifactError(
-            f"run {run!r} is a {manifest.recipe} model, which has no deep outputs to export: "
-            "choose a run of a bahe recipe"
+            f"run {run!r} is a {manifest.recipe} model, which has no deep outputs to export (none "
+            "at all, or attention over states reads more than these): choose a run of a bahe recipe"
         )
     now = sources.manifest.now()
     now_us = micros(now)

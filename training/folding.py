@@ -71,7 +71,7 @@ class FoldedHead(nn.Module):
 
     Args:
         model: Trained; its tower is not needed.
-        texts: What computes its text evidence and attention, if it has any.
+        texts: What computes its text evidence, attention and vectors of ids, if it has any.
     """
 
     of_users: Tensor
@@ -101,8 +101,8 @@ class FoldedHead(nn.Module):
         self.categories = dense.categories
 
         weight, bias = self._linear_map(model)
-        *_, evidence_width, dense_width = model.input_widths
-        deep, attention, evidence, numbers = torch.split(weight, list(model.input_widths))
+        *_, evidence_width, dense_width, _ = model.input_widths
+        deep, attention, evidence, numbers, ids = torch.split(weight, list(model.input_widths))
         num_scenes, width = model.num_sizes // 2, config.output_width
         users, items, products, similarities = torch.split(
             deep, [num_scenes * width, width, num_scenes * width, num_scenes]
@@ -120,7 +120,7 @@ class FoldedHead(nn.Module):
             "of_items": items,
             "of_products": products.reshape(num_scenes, width, -1),
             "of_similarities": similarities / width**0.5,
-            "of_candidates": torch.cat([attention, of_texts, *by_candidate, categories]),
+            "of_candidates": torch.cat([attention, of_texts, *by_candidate, categories, ids]),
             "bias": bias,
             "output": (model.perceptron.output / config.num_members).flatten(),
             "evidence_columns": dense.evidence_columns,
@@ -209,6 +209,7 @@ class FoldedHead(nn.Module):
             parts.append(self.candidate_numbers(values.flatten(0, 1)))
         categories = inputs.candidate_categories.flatten(0, 1)
         parts += [table(categories[:, column]) for column, table in enumerate(self.categories)]
+        parts += self.texts.id_values(flat, inputs)
         if not parts:
             return self.bias.new_zeros((categories.shape[0], 0))
         return torch.cat(parts, dim=-1)

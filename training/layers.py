@@ -383,7 +383,7 @@ def once_per_row(
 def deep_interactions(
     users: Float[Tensor, "R S Q"], items: Float[Tensor, "R Q"]
 ) -> Float[Tensor, "R W"]:
-    """What a head reads of deep outputs: users, items, their products and one similarity per scene.
+    """What a head reads of vectors that meet: users, items, products, one similarity per scene.
 
     Returns:
         W = Q (2 S + 1) + S values per row; see :func:`interactions_width`.

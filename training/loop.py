@@ -191,18 +191,21 @@ class TrainingLoop:
             num_processes=self.devices.num_processes,
             process_index=self.devices.process_index,
         )
-        for index, (share, weight) in enumerate(passes):
+        for index, (share, share_weight) in enumerate(passes):
             batch = make_batch(self.train, share, truncate=True).to(device)
             self.devices.seed(self.config.seed, self._state.step, index)
             logits = self._forward(self.table, *batch.inputs)
             found, labels = logits[batch.mask], batch.labels[batch.mask]
+            weight = share_weight
             if found.dim() == 2:  # several members: each learns as if it were alone
                 weight /= found.shape[1]
                 labels = labels.unsqueeze(1).expand_as(found)
             losses = functional.binary_cross_entropy_with_logits(found, labels, reduction="sum")
             part = losses * (weight / num_rows)
             auxiliary = self.model.auxiliary_loss(batch.labels[batch.mask])
-            learned = part if auxiliary is None else part + auxiliary * len(found) / num_rows
+            learned = part
+            if auxiliary is not None:
+                learned = part + auxiliary * share_weight * len(found) / num_rows
             learned.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         loss = self.devices.reduce_gradients(self.model, loss)

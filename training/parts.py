@@ -37,10 +37,16 @@ _HISTORY_AGES = PROGRAM_INPUTS.index("history_ages")
 
 
 def deep_model(model: nn.Module) -> Bahe | None:
-    """The part of a model that has deep outputs; None where it has none."""
+    """The part of a model whose head reads deep outputs; None where there is none.
+
+    A head whose attention reads the deep half's states needs more of it than its outputs: such a
+    model is one program only.
+    """
     if isinstance(model, Ensemble):
         model = model.network
-    return model if isinstance(model, Bahe) and model.config.use_text else None
+    if not isinstance(model, Bahe) or not model.config.use_text or model.config.attends_states:
+        return None
+    return model
 
 
 def _tower(model: Bahe) -> Bahe:
@@ -54,7 +60,7 @@ def _head(model: Bahe | Ensemble) -> Bahe | Ensemble | FoldedHead:
     if isinstance(model, Bahe):
         if model.config.num_crosses > MAX_CROSSES:
             return _sharing(model, ("tower",))
-        needed = ("space", "decay", "text", "attention")
+        needed = ("space", "decay", "text", "attention", "ids")
         return FoldedHead(model, _sharing(model, tuple(set(model._modules) - set(needed))))
     part = _sharing(model, ())
     assert isinstance(model.network, Bahe)
@@ -129,7 +135,7 @@ class HeadPart(nn.Module):
 def save_parts(
     model: nn.Module, calibration: Calibration, schema: InputSchema, folder: Path
 ) -> ProgramParts | None:
-    """Export the parts of a model into ``folder``; None where it has no deep outputs."""
+    """Export the parts of a model into ``folder``; None where :func:`deep_model` finds none."""
     deep = deep_model(model)
     if deep is None:
         return None

@@ -6,15 +6,29 @@ output.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.config import BaheConfig
 from training.deep_half import prepare_deep_half
 from training.layers import AgeEmbedding, masked_mean
+
+LookUp = Callable[[Int[Tensor, "N L"]], Float[Tensor, "N L D"]]
+"""From table rows to vectors in table space."""
+
+
+class _SceneStates(NamedTuple):
+    """States of one scene, of the contexts where it is not empty, as long as its longest."""
+
+    states: Float[Tensor, "N L D"]
+    keep: Bool[Tensor, "N L"]
+    owners: Int[Tensor, " N"]
+    """Their contexts."""
 
 
 class Tower(nn.Module):
@@ -161,12 +175,17 @@ class Tower(nn.Module):
         scene: int | None = None,
     ) -> Float[Tensor, "N Q"]:
         """One output per sequence; see :meth:`states`. A row without any gets the empty output."""
-        outputs: Tensor = self.output(self._pool(self.states(vectors, ages, keep, scene), keep))
+        return self._outputs(self.states(vectors, ages, keep, scene), keep)
+
+    def _outputs(
+        self, states: Float[Tensor, "N L D"], keep: Bool[Tensor, "N L"]
+    ) -> Float[Tensor, "N Q"]:
+        outputs: Tensor = self.output(self._pool(states, keep))
         return torch.where(keep.any(1, keepdim=True), outputs, self.empty)
 
     def scenes(
         self,
-        look_up: Callable[[Int[Tensor, "N L"]], Float[Tensor, "N L D"]],
+        look_up: LookUp,
         rows: Int[Tensor, "B S L"],
         ages: Float[Tensor, "B S L"],
     ) -> Float[Tensor, "B S Q"]:
@@ -180,39 +199,87 @@ class Tower(nn.Module):
             rows: 0 = nothing there, the newest last.
             ages: Seconds.
         """
-        num_scenes = rows.shape[1]
-        if torch.compiler.is_exporting() and not isinstance(self.deep_half, nn.ModuleList):
-            flat = rows.flatten(0, 1)
-            outputs = self.sequences(look_up(flat), ages.flatten(0, 1), flat != 0)
-            return outputs.reshape(rows.shape[0], num_scenes, -1)
-        return torch.stack(
-            [self._one_scene(look_up, rows[:, s], ages[:, s], s) for s in range(num_scenes)], dim=1
-        )
+        if torch.compiler.is_exporting():
+            return self._all_scenes(look_up, rows, ages)[0]
+        found = self._scene_states(look_up, rows, ages)
+        return torch.stack([self._scene_outputs(scene, len(rows)) for scene in found], dim=1)
+
+    def scenes_and_states(
+        self, look_up: LookUp, rows: Int[Tensor, "B S L"], ages: Float[Tensor, "B S L"]
+    ) -> tuple[Float[Tensor, "B S Q"], Float[Tensor, "B S L D"]]:
+        """The same, with the states of all behaviours; those of places without one mean nothing."""
+        if torch.compiler.is_exporting():
+            return self._all_scenes(look_up, rows, ages)
+        found = self._scene_states(look_up, rows, ages)
+        outputs = [self._scene_outputs(scene, len(rows)) for scene in found]
+        num_contexts, _, length = rows.shape
+        states = []
+        for scene in found:
+            padded = self.scale.new_zeros((num_contexts, length, len(self.scale)))
+            if scene is not None:
+                missing = length - scene.states.shape[1]
+                whole = functional.pad(scene.states, (0, 0, missing, 0))
+                padded = padded.index_put((scene.owners,), whole)
+            states.append(padded)
+        return torch.stack(outputs, dim=1), torch.stack(states, dim=1)
+
+    def _all_scenes(
+        self, look_up: LookUp, rows: Int[Tensor, "B S L"], ages: Float[Tensor, "B S L"]
+    ) -> tuple[Float[Tensor, "B S Q"], Float[Tensor, "B S L D"]]:
+        """Outputs and states of every scene at full length, whatever is there."""
+        flat = rows.flatten(0, 1)
+        if isinstance(self.deep_half, nn.ModuleList):
+            each = [
+                self.states(look_up(rows[:, s]), ages[:, s], rows[:, s] != 0, s)
+                for s in range(rows.shape[1])
+            ]
+            states = torch.stack(each, dim=1)
+        else:
+            states = self.states(look_up(flat), ages.flatten(0, 1), flat != 0)
+            states = states.reshape(*rows.shape, -1)
+        outputs = self._outputs(states.flatten(0, 1), flat != 0)
+        return outputs.reshape(*rows.shape[:2], -1), states
+
+    def _scene_states(
+        self, look_up: LookUp, rows: Int[Tensor, "B S L"], ages: Float[Tensor, "B S L"]
+    ) -> list[_SceneStates | None]:
+        """One entry per scene; None where no context has anything in it."""
+        return [self._one_scene(look_up, rows[:, s], ages[:, s], s) for s in range(rows.shape[1])]
 
     def _one_scene(
-        self,
-        look_up: Callable[[Tensor], Tensor],
-        rows: Int[Tensor, "B L"],
-        ages: Float[Tensor, "B L"],
-        scene: int,
-    ) -> Float[Tensor, "B Q"]:
+        self, look_up: LookUp, rows: Int[Tensor, "B L"], ages: Float[Tensor, "B L"], scene: int
+    ) -> _SceneStates | None:
         keep = rows != 0
-        if torch.compiler.is_exporting():
-            return self.sequences(look_up(rows), ages, keep, scene)
         some = keep.any(1)
-        result = self.empty_output(len(rows))
         if not bool(some.any()):
-            return result
+            return None
         first = int(keep.any(0).to(torch.uint8).argmax())
         rows, ages, keep = rows[some, first:], ages[some, first:], keep[some, first:]
-        outputs = self.sequences(look_up(rows), ages, keep, scene)
-        return result.index_put((some.nonzero()[:, 0],), outputs)
+        states = self.states(look_up(rows), ages, keep, scene)
+        return _SceneStates(states, keep, some.nonzero()[:, 0])
+
+    def _scene_outputs(self, scene: _SceneStates | None, num_contexts: int) -> Float[Tensor, "B Q"]:
+        result = self.empty_output(num_contexts)
+        if scene is None:
+            return result
+        return result.index_put((scene.owners,), self._outputs(scene.states, scene.keep))
 
     def items(self, vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N Q"]:
         """One output per item title."""
+        return self.item_outputs(self.item_states(vectors))
+
+    def item_states(self, vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """The deep half's normalised output of each item title."""
         x = (vectors * self.scale + self.item).unsqueeze(1)
         keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        outputs: Tensor = self.output(self._pool(self.output_norm(self._deep(x, keep, 0)), keep))
+        states: Tensor = self.output_norm(self._deep(x, keep, 0))
+        return states.squeeze(1)
+
+    def item_outputs(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N Q"]:
+        """One output per item, from its state."""
+        y = states.unsqueeze(1)
+        keep = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
+        outputs: Tensor = self.output(self._pool(y, keep))
         return outputs
 
     def empty_output(self, num_rows: int) -> Float[Tensor, "N Q"]:

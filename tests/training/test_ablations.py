@@ -57,6 +57,21 @@ def test_an_ablation_changes_what_it_names_and_nothing_else(name, fields):
     assert replace(changed, model=recipe.model) == recipe
 
 
+def test_frozen_layers_are_not_also_to_be_trained():
+    recipe = small_recipe()
+    shallow = replace(recipe, model=replace(recipe.model, num_trained_layers=1))
+    frozen = ABLATIONS["frozen-deep-half"](shallow)
+    assert frozen == ABLATIONS["frozen-deep-half"](recipe)
+    assert frozen.model.fine_tune == "frozen"
+
+
+def test_without_exact_ids_there_are_no_vectors_of_ids_either():
+    recipe = small_recipe()
+    with_ids = replace(recipe, model=replace(recipe.model, id_width=4))
+    without_ids = ABLATIONS["without-exact-id"](with_ids)
+    assert without_ids == ABLATIONS["without-exact-id"](recipe)
+
+
 def test_every_ablation_has_a_test():
     assert set(ABLATIONS) == {
         "without-text", "without-deep-half", "without-age", "without-exact-id", "frozen-deep-half"

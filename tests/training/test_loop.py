@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from encoders.checkpoint import Checkpoint
+from encoders.devices import Devices
 from feature_repo.errors import DataSetError
 from feature_repo.progress import silent
 from tests.training.world import LENGTH, make_world, small_bahe, small_deep_half, small_recipe
@@ -151,6 +152,39 @@ def test_a_compiled_loop_learns_the_weights_of_the_model_that_is_kept(setup, tmp
     for name, parameter in loop.model.named_parameters():
         assert compiled[f"_orig_mod.{name}"] is parameter
     assert setup.loop(tmp_path)._forward.__class__ is loop.model.__class__
+
+
+class AlikeProcesses(Devices):
+    """So many processes that all compute the same: sums over them are multiples."""
+
+    def reduce_gradients(self, model, loss):
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= self.num_processes
+        return loss * self.num_processes
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_a_pass_that_all_processes_compute_counts_once(setup, tmp_path, num_members):
+    """Of fewer contexts than processes, the clicks' loss and the auxiliary one alike."""
+    config = small_bahe(
+        next_behavior_weight=2.0, num_members=num_members, dropout=0.0, input_dropout=0.0
+    )
+    pieces = plan_batches(setup.data["train"], batch_contexts=2, max_candidates=50, seed=1)[0]
+    gradients, losses = [], []
+    for num_processes in (1, 3):
+        devices = AlikeProcesses(num_processes=num_processes)
+        loop = setup.loop(tmp_path / str(num_processes), config=config, clip_norm=1e9)
+        loop = replace(loop, devices=devices)
+        num_rows = int((pieces[:, 2] - pieces[:, 1]).sum())
+        losses.append(loop._step(pieces, num_rows, 1.0))
+        named = loop.model.named_parameters()
+        gradients.append({name: p.grad for name, p in named if p.grad is not None})
+    assert losses[1] == pytest.approx(losses[0])
+    assert gradients[0]["sharpness"] != 0  # which the auxiliary loss alone moves
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_do(setup, tmp_path):

@@ -1,5 +1,9 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from feature_repo.artifact import PROGRAM_INPUTS
 from tests.training.world import (
@@ -12,6 +16,7 @@ from tests.training.world import (
     small_schema,
 )
 from training.build import build_model
+from training.candidates import FlatCandidates
 from training.config import (
     BaheConfig,
     DinTextConfig,
@@ -20,6 +25,7 @@ from training.config import (
     PopularityConfig,
     RepeatCountConfig,
 )
+from training.item_ids import ItemEmbedding
 from training.program import load_program, save_program
 from training.program_inputs import ProgramInputs
 from training.schema import InputSchema
@@ -29,6 +35,9 @@ CONFIGS = [
     small_bahe(use_deep_half=False, use_age=False),
     small_bahe(use_exact_evidence=False, use_text_evidence=False, deep_length=3),
     small_bahe(share_scenes=False, num_members=1, next_behavior_weight=0.5),
+    small_bahe(attention_over="states", deep_length=5, text_length=3),
+    small_bahe(attention_over="states", share_scenes=False, use_text_evidence=False),
+    small_bahe(id_width=3, use_deep_half=False),
     small_bahe(
         use_text=False,
         use_deep_half=False,
@@ -51,9 +60,14 @@ def make(config, schema=None):
     if isinstance(config, BaheConfig) and config.use_deep_half:
         deep = small_deep_half(config.num_deep_layers)
     model = build_model(config, schema or small_schema(), deep).eval()
+    if isinstance(config, BaheConfig) and config.id_width is not None:
+        model.ids.set_vocabulary([np.arange(0, 40, 2) * 11])
     with torch.no_grad():  # no parameter may hide behind a zero
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, ItemEmbedding):  # "no item" is zeros, and learns nothing
+                module.table.weight[0] = 0
     return model
 
 
@@ -191,6 +205,167 @@ def test_exact_evidence_sees_the_candidates_own_key():
     assert changed.tolist() == [[False], [True]]
 
 
+def test_without_age_no_logit_depends_on_ages():
+    inputs = random_inputs(5, 3, 40)
+    older = list(inputs)
+    older[3] = inputs[3] * 3 + 1e6
+    for changes in ({}, {"use_deep_half": False}, {"attention_over": "states"}):
+        for use_age in (True, False):
+            model = make(small_bahe(use_age=use_age, **changes))
+            same = torch.equal(model(*older), model(*inputs))
+            assert same is not use_age
+    attention_alone = small_bahe(use_text_evidence=False, next_behavior_weight=0.0)
+    evidence_alone = replace(attention_alone, use_text_evidence=True, use_target_attention=False)
+    for config in (attention_alone, evidence_alone):
+        model = make(config)
+        model.tower.age = None  # so that what is left of the age comes from the one part
+        assert not torch.equal(model(*older), model(*inputs))
+
+
+@pytest.mark.parametrize("attention_over", ["texts", "states"])
+def test_without_exact_evidence_attention_is_not_told_what_is_the_candidate(attention_over):
+    inputs = random_inputs(4, 3, 40)
+    inputs[2][:] = 5  # another item than any candidate
+    own = list(inputs)
+    own[2] = inputs[2].clone()
+    own[2][:, :, -1] = inputs[7][:, :1]
+    there = inputs[1][:, :, -1] != 0  # [B, S]
+    assert there.any()
+    for use_exact_evidence in (True, False):
+        model = make(
+            small_bahe(
+                use_text_evidence=False,
+                use_exact_evidence=use_exact_evidence,
+                attention_over=attention_over,
+            )
+        )
+        changed = model(*own) != model(*inputs)
+        expected = there.any(1, keepdim=True) & (inputs[7] == inputs[7][:, :1])
+        assert torch.equal(changed, expected & use_exact_evidence)
+
+
+def test_text_evidence_leaves_the_candidates_own_behaviours_out_without_exact_evidence():
+    model = make(small_bahe(use_exact_evidence=False, use_target_attention=False))
+    inputs = random_inputs(3, 1, 40)
+    inputs[2][1, 0, -1] = inputs[7][1, 0]  # the candidate itself, with any text
+    inputs[1][1, 0, -1] = 3
+    before = model(*inputs)
+    flat = FlatCandidates(inputs[7])
+    evidence, _ = model.text_values(flat, ProgramInputs(*inputs))
+    inputs[1][1, 0, -1] = 4  # the deep half sees another text, text evidence none
+    other, _ = model.text_values(flat, ProgramInputs(*inputs))
+    assert all(map(torch.equal, evidence, other))
+    assert model(*inputs)[1, 0] != before[1, 0]
+
+
+def test_vectors_of_ids_by_hand():
+    model = make(small_bahe(id_width=3))
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    (found,) = model.id_values(FlatCandidates(inputs.candidate_item_keys), inputs)
+    assert found.shape == (12, model.input_widths[-1])
+
+    def vector(key):
+        place = (model.ids.keys == key).nonzero()
+        return model.ids.table.weight[place[0, 0]] if key and len(place) else None
+
+    for row, key in enumerate(inputs.candidate_item_keys.flatten().tolist()):
+        item = torch.zeros(3) if vector(key) is None else vector(key)
+        means = []
+        for keys in inputs.history_item_keys[row // 3].tolist():
+            known = [vector(k) for k in keys if vector(k) is not None]
+            means.append(torch.stack(known).mean(0) if known else torch.zeros(3))
+        products = [mean * item for mean in means]
+        similar = torch.stack([product.sum() / 3**0.5 for product in products])
+        expected = torch.cat([*means, item, *products, similar])
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_ids_are_learned_and_weights_with_them_can_be_loaded():
+    model, inputs = make(small_bahe(id_width=3)), random_inputs(4, 3, 40)
+    fresh = build_model(model.config, small_schema(), small_deep_half()).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(*inputs), model(*inputs))
+    model.train()(*inputs).sum().backward()
+    asked = set(inputs[7].flatten().tolist()) | set(inputs[2].flatten().tolist())
+    moved = model.ids.keys[(model.ids.table.weight.grad != 0).any(1)].tolist()
+    assert set(moved) == (asked & set(model.ids.keys.tolist())) - {0}
+
+
+def test_an_unknown_candidates_id_tells_nothing_but_that():
+    model, inputs = make(small_bahe(id_width=3)), random_inputs(4, 3, 40)
+    inputs[2][:] = 9  # no candidate is in its own history
+    inputs[7][:] = 1001
+    other = list(inputs)
+    other[7] = torch.full_like(inputs[7], 2001)
+    assert torch.equal(model(*other), model(*inputs))
+    other[7] = torch.full_like(inputs[7], 22)
+    assert (model(*other) != model(*inputs)).all()
+
+
+def test_attention_over_states_by_hand():
+    model = make(small_bahe(attention_over="states", deep_length=5))
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    flat = FlatCandidates(inputs.candidate_item_keys)
+    rows, ages, keys = (
+        values[..., -5:]
+        for values in (inputs.history_rows, inputs.history_ages, inputs.history_item_keys)
+    )
+    _, _, states = model._outputs_and_states(inputs, inputs.candidate_rows.flatten())
+    found = model._attend_states(flat, inputs, states).reshape(4, 3, -1)
+    for context in range(4):
+        for scene in range(len(SCENES)):
+            there = rows[context, scene] != 0
+            # One context and scene alone, and only what is there.
+            seen = [values[context, scene][there][None] for values in (rows, ages, keys)]
+            expected = torch.zeros_like(found[context].unflatten(-1, (len(SCENES), -1))[:, scene])
+            if there.any():
+                vectors = inputs.table[seen[0]]
+                keep = torch.ones_like(seen[0], dtype=torch.bool)
+                history = model.tower.states(model.space(vectors), seen[1], keep)
+                titles = inputs.table[inputs.candidate_rows[context]]
+                items = model.tower.item_states(model.space(titles))
+                directions = model.space.directions
+                expected = model.attention.scene(
+                    scene,
+                    normalize(history, dim=-1),
+                    seen[1],
+                    keep,
+                    normalize(items, dim=-1)[None],
+                    directions(titles)[None] @ directions(vectors).transpose(1, 2),
+                    inputs.candidate_item_keys[context][None, :, None] == seen[2][:, None],
+                )[0]
+            part = found[context].unflatten(-1, (len(SCENES), -1))[:, scene]
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_over_states_trains_the_deep_half():
+    inputs = random_inputs(4, 3, 40)
+    inputs[2][:] = 5
+    gradients = {}
+    for attention_over in ("texts", "states"):
+        model = make(small_bahe(attention_over=attention_over, next_behavior_weight=0.0))
+        with torch.no_grad():
+            model.tower.output.weight.zero_()  # the outputs say nothing: attention alone is left
+        model.train()(*inputs).sum().backward()
+        half = model.tower.deep_half.parameters()
+        gradients[attention_over] = sum(float(p.grad.abs().sum()) for p in half)
+    assert gradients["texts"] == 0
+    assert gradients["states"] > 0
+
+
+def test_deep_outputs_are_the_same_beside_states():
+    plain, with_states = (make(small_bahe(attention_over=over)) for over in ("texts", "states"))
+    with_states.load_state_dict(plain.state_dict())
+    inputs = ProgramInputs(*random_inputs(4, 3, 40))
+    rows = inputs.candidate_rows.flatten()
+    users, items, states = with_states._outputs_and_states(inputs, rows)
+    history = (inputs.history_rows, inputs.history_ages)
+    assert torch.equal(users, plain.user_vectors(inputs.table, *history))
+    assert torch.equal(items, plain.item_vectors(inputs.table, rows))
+    assert states.history.shape == (4, len(SCENES), LENGTH, WIDTH)
+    assert not torch.equal(plain(*inputs), with_states(*inputs))
+
+
 def test_bfloat16_is_for_learning_only():
     models = [make(small_bahe(use_bfloat16=flag)) for flag in (False, True)]
     inputs = random_inputs(3, 2, 40)
@@ -244,6 +419,8 @@ def test_baseline_without_its_feature_says_so():
         ({"num_kernels": 1}, "num_kernels must be at least 2, got 1"),
         ({"input_scale": 0.0}, "input_scale must be above 0"),
         ({"num_deep_layers": 0}, "num_deep_layers must be at least 1"),
+        ({"id_width": 0}, "id_width must be at least 1, got 0"),
+        ({"attention_over": "items"}, "attention_over must be one of texts, states, got 'items'"),
     ],
 )
 def test_bad_config_says_what_is_allowed(changes, sentence):

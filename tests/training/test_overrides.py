@@ -17,6 +17,9 @@ def test_values_are_read_as_the_field_says():
             "training.deterministic=true",
             "model.hidden=64, 32",
             "model.num_deep_layers=2",
+            "model.num_trained_layers=1",
+            "model.id_width=8",
+            "model.attention_over=states",
             "model.use_age=false",
             "sequence_length=7",
             "training.epochs=4",  # the last one counts
@@ -28,6 +31,9 @@ def test_values_are_read_as_the_field_says():
     assert changed.training.deterministic is True
     assert changed.model.hidden == (64, 32)
     assert changed.model.num_deep_layers == 2
+    assert changed.model.num_trained_layers == 1
+    assert changed.model.id_width == 8
+    assert changed.model.attention_over == "states"
     assert changed.model.use_age is False
     assert changed.sequence_length == 7
     assert base == RECIPES["bahe_base"]()

@@ -31,6 +31,8 @@ def make_model(**changes):
     config = small_bahe(**changes)
     half = small_deep_half(config.num_deep_layers) if config.use_deep_half else None
     model = Bahe(config, small_schema(), half)
+    if config.id_width is not None:
+        model.ids.set_vocabulary([np.arange(0, 20, 2) * 11])
     for parameter in model.parameters():  # some begin as zeros, which would hide mistakes
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -56,6 +58,8 @@ def make_model(**changes):
         ({"share_scenes": False, "deep_length": 3}, False),
         ({"num_crosses": 1}, False),
         ({"num_crosses": 0, "num_members": 1, "use_target_attention": False}, False),
+        ({"id_width": 3}, False),
+        ({"id_width": 3, "num_crosses": 1}, True),
     ],
     ids=[
         "whole",
@@ -65,6 +69,8 @@ def make_model(**changes):
         "own deep halves",
         "folded",
         "folded, without crosses",
+        "ids",
+        "ids, folded, with trees",
     ],
 )
 def test_parts_equal_the_whole(tmp_path, changes, with_trees):
@@ -134,7 +140,10 @@ def test_only_models_with_deep_outputs_have_parts(tmp_path):
         use_target_attention=False,
         next_behavior_weight=0.0,
     )
-    for model in (trees, numbers, Ensemble(numbers, trees)):
+    states = make_model(attention_over="states")
+    for model in (trees, numbers, Ensemble(numbers, trees), states, Ensemble(states, trees)):
         assert deep_model(model) is None
         assert save_parts(model, CALIBRATION, small_schema(), tmp_path) is None
     assert not list(tmp_path.iterdir())
+    # Where there is no attention, nothing reads the states.
+    assert deep_model(make_model(attention_over="states", use_target_attention=False)) is not None

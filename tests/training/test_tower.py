@@ -5,7 +5,9 @@ import sys
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
+from encoders.split import DeepHalf
 from feature_repo.errors import EncoderError
 from tests.training.world import (
     SCENES,
@@ -17,8 +19,10 @@ from tests.training.world import (
 )
 from training.candidates import FlatCandidates
 from training.deep_half import add_adapters
+from training.optimization import make_average, make_optimizer
 from training.program import load_program, save_program
 from training.program_inputs import ClickModel, ProgramInputs
+from training.recipes import TrainingConfig
 from training.tower import Tower
 
 
@@ -164,6 +168,68 @@ def test_lora_starts_as_the_pretrained_half_and_only_adapters_learn():
     assert sizes == {2}
 
 
+def llama_half():
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        config = LlamaConfig(
+            hidden_size=WIDTH,
+            intermediate_size=24,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            vocab_size=30,
+        )
+        return DeepHalf(LlamaModel(config), split_layer=1)
+
+
+@pytest.mark.parametrize(
+    ("make_half", "top"),
+    [(small_deep_half, ("encoder.layer.1.",)), (llama_half, ("layers.2.", "model.norm."))],
+)
+@pytest.mark.parametrize("share_scenes", [True, False])
+def test_the_top_layers_learn_and_those_below_keep_their_bits(make_half, top, share_scenes):
+    model = TowerModel(make_half(), num_trained_layers=1, share_scenes=share_scenes).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    average = make_average(model, 0.9)
+    optimizer = make_optimizer(model, TrainingConfig(weight_decay=0.1))
+    inputs = random_inputs(5, 3, 40)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(*inputs).square().sum().backward()
+        optimizer.step()
+        average.update_parameters(model)
+    deep = {name for name, _ in model.named_parameters() if ".deep_half." in name}
+    learning = {name for name in deep if any(part in name for part in top)}
+    assert learning
+    assert deep - learning
+    averaged = average.module.state_dict()
+    for name, value in model.state_dict().items():
+        if name in deep:
+            changed = not torch.equal(value, before[name])
+            assert changed is (name in learning), name
+            assert changed or torch.equal(averaged[name], value), name
+    gradients = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients & deep == learning
+
+
+def test_all_layers_by_number_learn_like_all_layers():
+    assert learned(TowerModel(num_trained_layers=2)) == learned(TowerModel())
+
+
+def test_lora_of_the_top_layers_alone():
+    model = TowerModel(fine_tune="lora", num_trained_layers=1)
+    adapters = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    assert len(adapters) == 12  # two matrices beside each of a layer's six linear maps
+    assert all("encoder.layer.1." in name for name in adapters)
+    assert {name for name in learned(model) if "deep_half" in name} <= set(adapters)
+
+
+def test_more_layers_than_there_are_cannot_learn():
+    with pytest.raises(EncoderError, match=r"num_trained_layers must be in \[1, 2\].*got 3"):
+        TowerModel(num_trained_layers=3)
+    with pytest.raises(ValueError, match=r"num_trained_layers needs an encoders\.split\.DeepHalf"):
+        TowerModel(nn.Identity(), num_trained_layers=1)
+
+
 def test_weights_with_adapters_can_be_loaded():
     model, fresh = make(fine_tune="lora"), TowerModel(fine_tune="lora").eval()
     fresh.load_state_dict(model.state_dict())
@@ -250,6 +316,15 @@ def test_every_option_can_be_exported(options, tmp_path):
         ),
         ({"position": "model"}, "position must be one of distance, none, got 'model'"),
         ({"fine_tune": "half"}, "fine_tune must be one of full, lora, frozen, got 'half'"),
+        ({"num_trained_layers": 0}, "num_trained_layers must be at least 1, got 0"),
+        (
+            {"num_trained_layers": 3, "num_deep_layers": 2},
+            r"num_trained_layers must be at most num_deep_layers \(2\), got 3",
+        ),
+        (
+            {"num_trained_layers": 1, "fine_tune": "frozen"},
+            "num_trained_layers is 1, but with fine_tune 'frozen' none learns",
+        ),
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
     ],
 )
