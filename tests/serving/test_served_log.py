@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.behavior import behavior_id, hash63
-from feature_repo.errors import LongtrailError, MissingStepError, StoreError
+from feature_repo.errors import LongtrailError, MissingStepError, NothingToCompareError, StoreError
 from feature_repo.home import Home
 from feature_repo.served_files import (
     read_served,
@@ -205,7 +205,7 @@ def test_days_are_folders_and_may_be_chosen(home: Home, ranking: Ranking) -> Non
     log.close()
     since = served_files(home, since=(SERVED_AT + timedelta(days=1)).date())
     assert [file.parent.name for file in since] == ["date=2024-06-02", "date=2024-06-03"]
-    with pytest.raises(MissingStepError, match="since 2024-06-04"):
+    with pytest.raises(NothingToCompareError, match="since 2024-06-04"):
         served_files(home, since=(SERVED_AT + timedelta(days=3)).date())
     assert [request.request_id for request in logged(home, "r1")] == ["r1"]
 
