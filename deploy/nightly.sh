@@ -20,7 +20,7 @@ longtrail apply
 longtrail materialize
 
 # From here on nothing is changed. Each look is taken, whatever the others say; a finding makes the
-# night fail, so that somebody reads it. (A data set without impressions has no drift to measure.)
+# night fail, so that somebody reads it. That nothing was served or shown lately is no finding.
 status=0
 longtrail parity --join fast || status=1
 if [ -d "${LONGTRAIL_HOME:-var}/served" ]; then # where `longtrail serve --served-log` writes

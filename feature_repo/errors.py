@@ -18,6 +18,10 @@ class MissingStepError(LongtrailError):
     """A step was asked for before the step that it needs."""
 
 
+class NothingToCompareError(LongtrailError):
+    """A comparison found no rows of its time; no step is missing: nightly runs go on."""
+
+
 class EncoderError(LongtrailError):
     """The language model cannot be found, loaded or split, or does not fit its table."""
 

@@ -242,6 +242,18 @@ class EventJournal:
         with self._begin() as connection:
             return sorted(connection.scalars(query.distinct()).all())
 
+    def newest_users(self, num_events: int) -> list[str]:
+        """Users of so many events that were taken last, sorted."""
+        newest = (
+            sa.select(EVENTS.c.user_id)
+            .where(self._mine)
+            .order_by(EVENTS.c.sequence.desc())
+            .limit(num_events)
+            .subquery()
+        )
+        with self._begin() as connection:
+            return sorted(connection.scalars(sa.select(newest.c.user_id).distinct()).all())
+
     def source(self) -> LiveSource:
         """All events, for ingest."""
         columns = ("sequence", "user_id", "time", "scene", "text", "item_id")

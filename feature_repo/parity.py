@@ -44,7 +44,7 @@ class ViewParity:
         missing_offline: Keys with a row online only.
         missing_online: Keys with a row offline only.
         recomputed: Keys whose deep outputs serving has computed anew since the last export; left
-            out of all else, for they are those of a later moment.
+            out of all else, for they are those of a later moment or of late events.
         differences: The first of all these.
     """
 
@@ -205,11 +205,17 @@ def check_parity(
 
 
 def _recomputed(offline: Columns, online: Columns) -> NDArray[np.bool_]:
-    """Whether a row holds deep outputs of a later moment than those that export wrote."""
-    exported, kept = (columns.values.get("computed_time") for columns in (offline, online))
+    """Whether a row holds deep outputs of a later moment than those that export wrote.
+
+    Where the clock of a replayed data set stands still, those of another history are later ones.
+    """
+    sides = (offline, online)
+    exported, kept = (columns.values.get("computed_time") for columns in sides)
+    history, kept_history = (columns.values.get("history_key") for columns in sides)
     if not isinstance(exported, np.ndarray) or not isinstance(kept, np.ndarray):
         return np.zeros(len(online.present), dtype=bool)
-    later: NDArray[np.bool_] = online.present & (kept > exported)
+    another = (kept == exported) & (np.asarray(history) != np.asarray(kept_history))
+    later: NDArray[np.bool_] = online.present & ((kept > exported) | (offline.present & another))
     return later
 
 

@@ -41,6 +41,9 @@ Result = TypeVar("Result")
 
 USERS_AT_ONCE = 100
 """Users of one turn: whoever waits for one of them waits for all."""
+RECENT_EVENTS = 200
+"""Pushed again at each start: two seconds (what ``appendfsync everysec`` may leave unwritten) of a
+hundred events a second, and at most two turns."""
 EVENT_COLUMNS = ("user_id", EVENT_TIMESTAMP, "scene", "behavior_id", "item_key")
 _TIME = pa.timestamp("us", tz="UTC")
 _SWAP_S = 2.0
@@ -114,12 +117,16 @@ class LivePush:
             ) from error
 
     def recover(self) -> int:
-        """Push what a process that was killed had not applied; the number of users."""
-        users = self._journal.pending_users()
-        if users:
-            logger.warning("applying the live events of %d users left by a kill", len(users))
-            self.push(users)
-        return len(users)
+        """Push what a process that was killed had not applied; the number of its users.
+
+        Users of the newest :data:`RECENT_EVENTS` are pushed once more: a Redis that writes its file
+        once a second has forgotten theirs, where the whole machine went down.
+        """
+        pending = self._journal.pending_users()
+        if pending:
+            logger.warning("applying the live events of %d users left by a kill", len(pending))
+        self.push(sorted({*pending, *self._journal.newest_users(RECENT_EVENTS)}))
+        return len(pending)
 
     def push_vectors(self, view: str, rows: pa.Table) -> None:
         """Write vectors of behaviours; nothing where the view is not applied."""

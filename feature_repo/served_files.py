@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_repo.errors import MissingStepError, StoreError
+from feature_repo.errors import MissingStepError, NothingToCompareError, StoreError
 from feature_repo.home import Home, complete_file
 from feature_repo.served_rows import SCHEMA, ServedRequest, from_row, to_table
 
@@ -61,19 +61,22 @@ def served_files(home: Home, *, since: date | None = None) -> list[Path]:
         since: First day, UTC; None for all.
 
     Raises:
-        MissingStepError: If there is none.
+        MissingStepError: If nothing was ever logged.
+        NothingToCompareError: If there is a log, and nothing in it of these days.
     """
     files = [
         file
         for file in sorted(home.served.glob("date=*/*.parquet"))
         if since is None or file.parent.name >= f"date={since.isoformat()}"
     ]
+    if not files and not home.served.exists():
+        raise MissingStepError(
+            f"no served request is logged in {home.served}: run `longtrail serve --served-log "
+            "0.1`, ask for rankings, and wait a minute until they are written"
+        )
     if not files:
         when = f" since {since}" if since else ""
-        raise MissingStepError(
-            f"no served request is logged in {home.served}{when}: run `longtrail serve "
-            "--served-log 0.1`, ask for rankings, and wait a minute until they are written"
-        )
+        raise NothingToCompareError(f"no served request is logged in {home.served}{when}")
     return files
 
 

@@ -122,6 +122,7 @@ def join_clicks(
 
     Raises:
         MissingStepError: If nothing was logged.
+        NothingToCompareError: If nothing was logged since the first day.
         StoreError: If the log cannot be read.
         DataSetError: If the query fails, lacks a column, or no request is old enough.
     """

@@ -61,6 +61,7 @@ def sample_ids(home: Home, sample: int, *, since: date | None = None) -> set[str
 
     Raises:
         MissingStepError: If there is no log.
+        NothingToCompareError: If it has nothing of these days.
     """
     files = served_files(home, since=since)
     return set(smallest_hashes((request_ids(file) for file in files), sample))

@@ -9,6 +9,7 @@ import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.dataset import load_dataset
+from feature_repo.errors import NothingToCompareError
 from feature_repo.progress import progress_bar
 
 # The commands import PyTorch, Feast and DuckDB inside: `longtrail --help` stays instant.
@@ -52,16 +53,21 @@ def parity(
     what the offline store says of the moments of those requests, and their scores are computed
     again; then "online" in the result is what was served.
 
-    Exit code 1 and the first differences where there are any. Every run is a line in
+    Exit code 1 and the first differences where there are any; 0 and a sentence where the log has
+    nothing since that day. Every run is a line in
     HOME/parity.jsonl, and HOME/metrics/parity.prom is for Prometheus.
 
     Example: longtrail parity --sample 5000 --join fast
     """
     if since is not None and not served:
         raise click.UsageError("--since chooses among served requests: give --served as well")
-    report = _check_served(settings, sample, join, since) if served else _check(
-        settings, sample, join
-    )  # fmt: skip
+    try:
+        report = _check_served(settings, sample, join, since) if served else _check(
+            settings, sample, join
+        )  # fmt: skip
+    except NothingToCompareError as nothing:
+        say(f"Nothing to compare: {nothing}")
+        return
     mend = (
         "what was served came before some events, or before a copy to the online store: see "
         "docs/serving.md"

@@ -14,7 +14,7 @@ from serving.events import EventReceipt
 from serving.history import Behavior
 
 
-def ranking_answer(ranking: Ranking, *, explained: bool) -> dict[str, Any]:
+def ranking_answer(ranking: Ranking, request_id: str, *, explained: bool) -> dict[str, Any]:
     """A :class:`RankResponse`; with the contributions to each score if ``explained``."""
     ranked: list[dict[str, Any]] = [
         {"item_id": item.item_id, "text": item.text, "score": item.score, "reason": item.reason}
@@ -24,6 +24,7 @@ def ranking_answer(ranking: Ranking, *, explained: bool) -> dict[str, Any]:
         for entry, item in zip(ranked, ranking.ranked, strict=True):
             entry["contributions"] = [_contribution(one) for one in item.contributions]
     return {
+        "request_id": request_id,
         "user_id": ranking.user_id,
         "known": ranking.known,
         "model": ranking.model,

@@ -131,7 +131,8 @@ def check_served(
         progress: Receives requests.
 
     Raises:
-        MissingStepError: If nothing was logged, or a step before was not run.
+        MissingStepError: If nothing was ever logged, or a step before was not run.
+        NothingToCompareError: If nothing was logged since the first day.
         StoreError: If the offline store fails.
         ArtifactError: If the feature store lacks what a model reads.
     """

@@ -43,7 +43,9 @@ class RankedEntry(Body):
     )
 
 
+_REQUEST_ID = "0b1f6e0c52d64c0f9d7d8f5c3a0e4b21"
 _RANKED = {
+    "request_id": _REQUEST_ID,
     "user_id": "14911",
     "known": True,
     "model": "bahe_small-20261121-101500",
@@ -68,6 +70,10 @@ class RankResponse(Body):
 
     model_config = examples(_RANKED)
 
+    request_id: str = Field(
+        description="Of this answer: clicks name it. Alone it is the X-Request-ID, in a batch "
+        "`/` and the place follow"
+    )
     user_id: str
     known: bool = Field(description="Whether the feature store knows the user")
     model: str = Field(description="Name of the run")
@@ -91,7 +97,14 @@ class BatchFailure(Body):
 class BatchResponse(Body):
     """One result per request, in their order."""
 
-    model_config = examples({"results": [_RANKED, {"error": "the store is away: start it"}]})
+    model_config = examples(
+        {
+            "results": [
+                {**_RANKED, "request_id": f"{_REQUEST_ID}/0"},
+                {"error": "the store is away: start it"},
+            ]
+        }
+    )
 
     results: list[RankResponse | BatchFailure]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
+from feature_repo.errors import NothingToCompareError
 from feature_repo.progress import late_bar
 
 # torch and Feast take seconds to import, and `longtrail --help` must be quick: a command imports
@@ -60,7 +61,7 @@ def drift(
 
     Every input of the model is compared: numbers, categories, lengths and ages of histories, and
     the vectors of the texts. Exit code 1 where one has moved past the threshold and farther than
-    chance explains.
+    chance explains; 0 and a sentence where the window has no impressions.
 
     \b
     Example:
@@ -76,9 +77,15 @@ def drift(
     started = time.monotonic()
     run = against or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)
-    with ExitStack() as bars:
-        reading = late_bar(bars, "reading features", "impressions")
-        found = measure_drift(sources, run, window=window, threshold=threshold, progress=reading)
+    try:
+        with ExitStack() as bars:
+            reading = late_bar(bars, "reading features", "impressions")
+            found = measure_drift(
+                sources, run, window=window, threshold=threshold, progress=reading
+            )
+    except NothingToCompareError as nothing:
+        say(f"Nothing to compare: {nothing}")
+        return
     assert isinstance(sources.reader, FeatureReader)
     views = view_statistics(sources.reader.store, found.views, start=found.start, end=found.end)
     result = {

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from feature_repo.artifact import REFERENCE_FILE, load_run_manifest
 from feature_repo.drift import Drift, Reference, compare
-from feature_repo.errors import ArtifactError, DataSetError
+from feature_repo.errors import ArtifactError, NothingToCompareError
 from feature_repo.home import Home
 from feature_repo.progress import Progress, silent
 from feature_repo.versions import run_views
@@ -61,7 +61,8 @@ def measure_drift(
         ArtifactError: If there is no such run, it has no reference, or the store lacks what it
             reads.
         EncoderError: If the vectors that it was trained on are gone.
-        DataSetError: If the window has no impressions.
+        DataSetError: If the data set has no impressions at all.
+        NothingToCompareError: If the window has none.
     """
     manifest = load_run_manifest(sources.home, run)
     reference = load_reference(sources.home, run)
@@ -85,7 +86,7 @@ def measure_drift(
         )
         counter.add(data)
     if not found:
-        raise DataSetError(
+        raise NothingToCompareError(
             f"there are no impressions between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} "
             "UTC: choose a longer --window"
         )

@@ -114,7 +114,7 @@ def _ranked(
         service.served_log.record(ranking, request.context, request_id)
     if deployment.shadow is not None:
         deployment.shadow.offer(question, ranking)
-    return ranking_answer(ranking, explained=request.explain)
+    return ranking_answer(ranking, request_id, explained=request.explain)
 
 
 def _result(

@@ -32,7 +32,7 @@ from feature_repo.profiles import PROFILES, open_store
 from feature_repo.progress import Progress
 from feature_repo.push import LivePush, event_table, newest_rows, stored_events
 from feature_repo.reader import FeatureReader
-from feature_repo.sequences import sequence_rows
+from feature_repo.sequences import VIEW, sequence_rows
 from feature_repo.view_reader import Join
 from tests.feature_repo.event_tables import DAY, Event, make_manifest, write_tables
 from tests.live_home import NUM_USERS, live_home, nightly
@@ -208,6 +208,22 @@ def test_events_left_by_a_kill_are_applied_at_the_start(stores: Live) -> None:
     stores.push.push(["u4"])  # once more changes nothing
     assert stores.online("u4")[1] == total
     assert stores.push.recover() == 0
+
+
+def test_events_that_a_crashed_online_store_has_forgotten_are_there_after_a_start(
+    stores: Live,
+) -> None:
+    stores.take(live("u4", stores.now(), text="word5"))
+    applied = stores.online("u4")
+    store = open_store(stores.home, stores.profile)
+    open_writer(store).delete(
+        store.get_feature_view(VIEW), pa.array(["u4"]), until=moment_of(stores.now())
+    )
+    assert stores.online("u4") == ([], 0)
+    assert stores.push.recover() == 0  # none of them was pending
+    assert stores.online("u4") == applied
+    # Those of long ago stay as they are: a start takes no longer for them.
+    assert stores.journal.newest_users(1) == ["u4"]
 
 
 def test_a_late_event_that_comes_during_a_copy_is_online_after_it(stores: Live) -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from feature_repo.errors import MissingStepError
+from feature_repo.errors import NothingToCompareError
 from feature_repo.home import Home
 from feature_repo.parity_series import METRICS_FILE, parity_runs
 from feature_repo.reader import FeatureReader
@@ -258,7 +258,7 @@ def test_the_sample_is_the_same_every_time(kitchen_log: Home, profile: str, serv
     assert few < sample_ids(kitchen_log, 10)
     assert len(sample_ids(kitchen_log, 1000)) == 30
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date()
-    with pytest.raises(MissingStepError, match="run `longtrail serve --served-log"):
+    with pytest.raises(NothingToCompareError, match=f"no served request .* since {tomorrow}"):
         sample_ids(kitchen_log, 5, since=tomorrow)
 
 
@@ -309,6 +309,12 @@ def test_the_command_counts_degraded_answers_apart_and_writes_a_series_of_its_ow
     # It is no comparison of the stores, whose series and status stay as they were.
     assert ("longtrail_parity_mismatches", "items") not in metrics
     assert look(home, profile).parity == stores_before
+
+    # A night after a day on which nothing was logged is none that fails.
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date()
+    quiet = CliRunner().invoke(main, [*arguments, "--served", "--since", str(tomorrow)])
+    assert (quiet.exit_code, quiet.stdout) == (0, "")
+    assert "Nothing to compare: no served request is logged" in quiet.stderr
 
     wrong_use = CliRunner().invoke(main, [*arguments, "--since", "2024-01-01"])
     assert wrong_use.exit_code == 2

@@ -28,6 +28,7 @@ def client(ranker: StandIn) -> Iterator[TestClient]:
         yield client
 
 
+VISIT = {"X-Request-ID": "visit-7"}
 RANKED_ANN = {
     "user_id": "ann",
     "known": True,
@@ -43,9 +44,14 @@ RANKED_ANN = {
 
 # Rankings.
 def test_rank(client: TestClient) -> None:
-    response = client.post("/v1/rank", json={"user_id": "ann", "top_k": 1})
+    response = client.post("/v1/rank", json={"user_id": "ann", "top_k": 1}, headers=VISIT)
     assert response.status_code == 200
-    assert strict(response.text) == RANKED_ANN
+    assert strict(response.text) == {"request_id": "visit-7", **RANKED_ANN}
+
+
+def test_an_answer_says_its_request_id_also_where_the_caller_names_none(client: TestClient) -> None:
+    response = client.post("/v1/rank", json={"user_id": "ann"})
+    assert response.json()["request_id"] == response.headers["x-request-id"] != ""
 
 
 def test_rank_takes_ten_by_default_and_a_thousand_at_most(client: TestClient) -> None:
@@ -99,11 +105,11 @@ def test_changes_and_context_reach_the_ranker(client: TestClient, ranker: StandI
 
 def test_a_batch_is_answered_in_its_order(client: TestClient, ranker: StandIn) -> None:
     requests = [{"user_id": "ann", "top_k": 1}, {"user_id": "nobody", "top_k": 1}]
-    answer = client.post("/v1/rank:batch", json={"requests": requests})
+    answer = client.post("/v1/rank:batch", json={"requests": requests}, headers=VISIT)
     assert answer.status_code == 200
     first, second = strict(answer.text)["results"]
-    assert first == RANKED_ANN
-    assert second["user_id"] == "nobody"
+    assert first == {"request_id": "visit-7/0", **RANKED_ANN}
+    assert (second["request_id"], second["user_id"]) == ("visit-7/1", "nobody")
 
     errors: list[Exception | None] = [StoreError("the store is away: start it"), None]
 
@@ -112,9 +118,12 @@ def test_a_batch_is_answered_in_its_order(client: TestClient, ranker: StandIn) -
             raise error
 
     ranker.before = fail_once
-    answer = client.post("/v1/rank:batch", json={"requests": requests[::-1]})
+    answer = client.post("/v1/rank:batch", json={"requests": requests[::-1]}, headers=VISIT)
     assert answer.status_code == 200
-    assert answer.json()["results"] == [{"error": "the store is away: start it"}, RANKED_ANN]
+    assert answer.json()["results"] == [
+        {"error": "the store is away: start it"},
+        {"request_id": "visit-7/1", **RANKED_ANN},
+    ]
 
 
 def test_a_batch_with_a_malformed_request_names_it(client: TestClient) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.behavior import behavior_id, hash63
-from feature_repo.errors import LongtrailError, MissingStepError, StoreError
+from feature_repo.errors import LongtrailError, MissingStepError, NothingToCompareError, StoreError
 from feature_repo.home import Home
 from feature_repo.served_files import (
     read_served,
@@ -25,10 +25,14 @@ from feature_repo.served_files import (
     served_files,
     write_served,
 )
+from feature_repo.served_impressions import join_clicks
 from feature_repo.served_rows import SCHEMA, ServedRequest, neighbor_hashes
 from serving.answers import Ranking
+from serving.app import create_app
+from serving.deployment import Deployment
 from serving.served_log import ServedLog
 from tests.serving.conftest import FINGERPRINT, ITEMS, NOW, RUN, World
+from tests.serving.stand_in import client_of, toy_directory
 
 SERVED_AT = datetime(2024, 6, 1, 12, 0, 5, 678, tzinfo=UTC)
 
@@ -205,7 +209,7 @@ def test_days_are_folders_and_may_be_chosen(home: Home, ranking: Ranking) -> Non
     log.close()
     since = served_files(home, since=(SERVED_AT + timedelta(days=1)).date())
     assert [file.parent.name for file in since] == ["date=2024-06-02", "date=2024-06-03"]
-    with pytest.raises(MissingStepError, match="since 2024-06-04"):
+    with pytest.raises(NothingToCompareError, match="since 2024-06-04"):
         served_files(home, since=(SERVED_AT + timedelta(days=3)).date())
     assert [request.request_id for request in logged(home, "r1")] == ["r1"]
 
@@ -388,3 +392,31 @@ def test_a_file_that_is_none_of_the_log_is_named(home: Home, ranking: Ranking) -
     for read in (lambda: request_ids(file), lambda: list(read_served(file, {"r1"}))):
         with pytest.raises(StoreError, match=f"{file} cannot be read .*: move it away"):
             read()
+
+
+def test_clicks_that_name_the_ids_of_answers_join(home: Home, world: World, tmp_path: Path) -> None:
+    log = make_log(home)
+    app = create_app(Deployment(world.ranker()), directory=toy_directory(), served_log=log)
+    requests = [{"user_id": user_id, "top_k": 3} for user_id in ("ann", "bob", "idle")]
+    with client_of(app) as client:
+        answers = [
+            *client.post("/v1/rank:batch", json={"requests": requests}).json()["results"],
+            client.post("/v1/rank", json=requests[0]).json(),
+        ]
+    log.close()
+    # Of every answer the second item: one alone has the id of nothing else.
+    clicked = [(answer["request_id"], answer["ranked"][1]["item_id"]) for answer in answers]
+    assert len(dict(clicked)) == 4
+    values = ", ".join(f"('{name}', '{item}')" for name, item in clicked)
+    out = tmp_path / "shown.parquet"
+    joined = join_clicks(
+        home,
+        f"SELECT * FROM (VALUES {values}) given(request_id, item_id)",
+        out,
+        window=timedelta(hours=1),
+        now=SERVED_AT + timedelta(days=1),
+    )
+    assert (joined.requests, joined.impressions, joined.clicked) == (4, 12, 4)
+    assert (joined.repeated_requests, joined.unmatched_clicks) == (0, 0)
+    rows = pq.read_table(out, columns=["request_id", "item_id", "clicked"]).to_pylist()
+    assert {(row["request_id"], row["item_id"]) for row in rows if row["clicked"]} == set(clicked)

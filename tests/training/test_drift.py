@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from feature_repo.artifact import REFERENCE_FILE
 from feature_repo.command import SentenceGroup, Settings
 from feature_repo.connections import DATABASE_URL, REDIS_URL
-from feature_repo.errors import ArtifactError, DataSetError
+from feature_repo.errors import ArtifactError, NothingToCompareError
 from feature_repo.features import ItemFeatures, UserFeatures
 from feature_repo.home import Home
+from feature_repo.manifest import LiveClock, load_manifest
 from feature_repo.materialize import apply
 from feature_repo.publish import publish
 from feature_repo.version_names import ENCODER_FILE, encoder_view
@@ -164,7 +165,8 @@ def test_a_time_range_of_impressions(world: World) -> None:
 
 def test_what_cannot_be_measured(world: World, counted: str) -> None:
     sources = world.sources
-    with pytest.raises(DataSetError, match=r"no impressions between .* choose a longer --window"):
+    longer = r"no impressions between .* choose a longer --window"
+    with pytest.raises(NothingToCompareError, match=longer):
         measure_drift(
             replace(sources, manifest=sources.manifest.model_copy(update={"last_event": START})),
             counted, window=timedelta(hours=1), threshold=0.2,
@@ -209,9 +211,13 @@ def settings(
     os.environ.update(before)
 
 
-def run(settings: Settings, *arguments: str) -> tuple[Result, dict[str, Any]]:
+def invoke(settings: Settings, *arguments: str) -> Result:
     group = SentenceGroup(commands={"drift": drift})
-    done = CliRunner().invoke(group, ["drift", *arguments], obj=settings, catch_exceptions=False)
+    return CliRunner().invoke(group, ["drift", *arguments], obj=settings, catch_exceptions=False)
+
+
+def run(settings: Settings, *arguments: str) -> tuple[Result, dict[str, Any]]:
+    done = invoke(settings, *arguments)
     return done, json.loads(done.stdout)
 
 
@@ -239,3 +245,10 @@ def test_the_command_tells_and_fails_past_the_threshold(settings: Settings, tmp_
     done, result = run(settings, *options, "--threshold", "1000")
     assert (done.exit_code, result["drifted"]) == (0, [])
     assert result["threshold"] == 1000
+
+    # Nobody was shown anything for a month: the nightly run goes on.
+    later = load_manifest(settings.home).now() + timedelta(days=30)
+    LiveClock(newest_event=later).save(settings.home.live_clock)
+    done = invoke(settings, *options)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "Nothing to compare: there are no impressions between" in done.stderr
