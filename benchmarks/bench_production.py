@@ -8,10 +8,10 @@ Real servers run on loopback for the time of the benchmark; every case is a proc
 - ``lookups``: one user's row and 500 vectors, by ours, by Feast's public call, and by a bare HMGET
   whose bytes are parsed.
 - ``copy``, ``materialize_home``, ``online`` and ``historical``: a home of 250 events and 100
-  snapshots per user is loaded into PostgreSQL; materialised from there, the users' sequences by stock Feast,
-  too; one user and 500 items are read as serving does, on both profiles; requests are read by ours
-  on both profiles and by Feast's own join, which must agree, each with its peak of memory, the
-  median of three but for the largest.
+  snapshots per user is loaded into PostgreSQL; materialised from there, the users' sequences by
+  stock Feast, too; one user and 500 items are read as serving does, on both profiles; requests are
+  read by ours on both profiles and by Feast's own join, which must agree, each with its peak of
+  memory, the median of three but for the largest.
 
     python -m benchmarks.bench_production --num-rows 100000 --num-requests 10000 100000 1000000 \
         --num-feast-requests 100000 --num-users 4000
