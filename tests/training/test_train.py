@@ -267,6 +267,39 @@ def test_every_baseline_trains_and_writes_an_artifact(world, name):
 
 
 @pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"id_width": 4}, {"users.pt2", "items.pt2", "head.pt2"}),
+        ({"attention_over": "states"}, set()),
+    ],
+)
+def test_options_of_the_head_reach_the_artifact(tmp_path, changes, parts):
+    sources = make_world(tmp_path / "home", num_users=48).sources
+    recipe = small_recipe("options", epochs=1)
+    # No deep half: its "states" are then the vectors with position and age, and export is quick.
+    recipe = replace(recipe, model=replace(recipe.model, use_deep_half=False, **changes))
+    result = train(sources, recipe, run="options", threads=1)
+    assert {path.name for path in result.folder.iterdir()} - parts == {
+        *("manifest.json", "reference.json", "score.pt2", "weights.safetensors")
+    }
+    assert parts <= {path.name for path in result.folder.iterdir()}
+    manifest = load_run_manifest(sources.home, "options")
+    assert (manifest.parts is not None) is bool(parts)
+    model = load_model(sources, manifest)
+    if "id_width" in changes:
+        assert set(model.ids.keys.tolist()) > {0}  # the items of the training rows
+    data = read_splits(sources, LENGTH)["test"]
+    table = torch.from_numpy(sources.table.vectors)
+    program = load_program(result.folder / "score.pt2")
+    calibrated = CalibratedModel(model, manifest.calibration)
+    np.testing.assert_allclose(
+        score(program, table, data, truncate=False),
+        score(calibrated, table, data, truncate=True),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"epochs": -1}, "epochs must be at least 0"),
