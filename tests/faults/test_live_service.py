@@ -32,6 +32,7 @@ SCENES = ("buy", "view")
 KEPT = 10
 """Behaviours of a scene that the data set of :mod:`tests.faults.world` keeps."""
 USERS = [f"u{n}" for n in range(60)]
+EVENTS_IN_A_ROW = 12
 MAX_WAIT_S = 1.0
 """What is promised between an event and the ranking that has it."""
 
@@ -55,8 +56,10 @@ def events_before_the_end(stage: Stage) -> Iterator[Event]:
     for number, moment in enumerate(moment for moment in free if moment not in taken):
         yield {
             "event_id": f"event {number}",
-            "user_id": USERS[number % 7],  # few of them: both writers post for each
-            "scene": SCENES[number // 7 % 2],
+            # One after the other: both writers post for each, and no later event would bring back
+            # what was lost.
+            "user_id": USERS[number // EVENTS_IN_A_ROW % len(USERS)],
+            "scene": SCENES[number % 2],
             "text": f"word{number % 90} word{number % 11}",
             "item_id": f"i{number % 40}",
             "event_timestamp": moment.isoformat(),

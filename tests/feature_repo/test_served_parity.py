@@ -1,6 +1,7 @@
 """Served requests against the offline store, with real servers: what is equal, what is found."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -36,8 +37,7 @@ def kitchen_log(home: Home) -> Iterator[Home]:
     (home.runs / RUN).mkdir(parents=True, exist_ok=True)
     manifest.save(home.runs / RUN / "manifest.json")
     yield home
-    for file in home.served.glob("*/*"):
-        file.unlink()
+    shutil.rmtree(home.served, ignore_errors=True)
 
 
 @pytest.fixture
