@@ -131,10 +131,12 @@ class RedisLine:
     def info(self) -> dict[str, dict[str, Any]]:
         """What every primary says of itself: its address, for people -> its ``INFO``."""
         with self.errors():
-            if not isinstance(self.client, RedisCluster):
-                return {self.place: self.client.info()}
-            nodes: Any = self.client.get_primaries()  # type: ignore[no-untyped-call]
-            return {node.name: self.client.info(target_nodes=node) for node in nodes}
+            client: Any = self.client
+            if not isinstance(client, RedisCluster):
+                return {self.place: client.info()}
+            nodes: Any = client.get_primaries()  # type: ignore[no-untyped-call]
+            said: dict[str, Any] = {node.name: client.info(target_nodes=node) for node in nodes}
+            return said
 
     def scan(self, prefix: bytes, suffix: bytes) -> Iterator[bytes]:
         """Hashes whose names begin and end so, of every primary; one may come twice."""
