@@ -158,8 +158,11 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(
             of_parts(ids[some], times[:59], join=join)
 
 
-def test_the_fast_join_equals_feasts_value_by_value(home: Home, reader: FeatureReader) -> None:
-    rows = _impressions(home)
+def test_the_fast_join_equals_feasts_value_by_value(
+    home: Home, profile: str, reader: FeatureReader
+) -> None:
+    # Feast's own join takes minutes for all of them in PostgreSQL.
+    rows = _impressions(home).iloc[:: {"embedded": 1, "production": 25}[profile]]
     # At, just before and just after the very moments at which something changes.
     parts = [rows.assign(shift=s) for s in (-2, -1, 0, 1)]
     rows = pd.concat(parts, ignore_index=True)
