@@ -31,8 +31,8 @@ def versions(settings: Settings) -> None:
 def promote(settings: Settings, run: str) -> None:
     """Serve RUN: its model, its encoder's vectors, its vectors of users and items.
 
-    Refused where the feature store lacks what the run reads. Processes that serve the run before
-    go on with it until they are started anew.
+    Refused where the feature store lacks what the run reads. Processes that serve notice within a
+    second and change over once it is loaded; requests go on meanwhile.
 
     Example: longtrail promote bahe_small-20260101-120000
     """

@@ -44,21 +44,35 @@ class SentenceGroup(click.Group):
     """A group whose commands answer a user's mistake with one sentence and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a :class:`LongtrailError` or a full disk becomes its sentence."""
+        """Run the command; our errors, a full disk and a failing database become a sentence."""
         try:
             return super().invoke(ctx)
         except LongtrailError as error:
             say(f"Error: {error}")
             sys.exit(1)
         except Exception as error:
-            reason = full_disk(error)
-            if reason is None:
+            sentence = _full_disk_sentence(error) or _database_sentence(error)
+            if sentence is None:
                 raise
-            say(
-                f"Error: a disk is full ({reason}): free some space, then run this again; what was "
-                "finished before is kept"
-            )
+            say(f"Error: {sentence}")
             sys.exit(1)
+
+
+def _full_disk_sentence(error: Exception) -> str | None:
+    reason = full_disk(error)
+    if reason is None:
+        return None
+    return (
+        f"a disk is full ({reason}): free some space, then run this again; what was finished "
+        "before is kept"
+    )
+
+
+def _database_sentence(error: Exception) -> str | None:
+    # SQLAlchemy takes long to import: only a command that failed needs it.
+    from feature_repo.database_errors import database_trouble
+
+    return database_trouble(error)
 
 
 def full_disk(error: BaseException) -> str | None:

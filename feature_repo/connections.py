@@ -20,7 +20,7 @@ _SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
 _DATABASE_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require"
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _REDIS_TIMEOUTS_S = {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}
-"""A lookup for a ranking fails fast; longer ones can be given in REDIS_URL."""
+"""A lookup for a ranking fails fast; others can be given in REDIS_URL."""
 _REDIS_FORM = (
     "redis://USER:PASSWORD@HOST:PORT/0 (rediss for TLS; HOST:PORT,HOST:PORT for a cluster)"
 )

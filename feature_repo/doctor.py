@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from feature_repo import doctor_rows, doctor_settings
+from feature_repo.database_errors import database_trouble
 from feature_repo.errors import LongtrailError, StoreError
 from feature_repo.home import Home
 from feature_repo.live_store import LiveStore
@@ -178,6 +179,11 @@ def diagnose(live: LiveStore, *, progress: Progress = silent) -> list[Finding]:
             problems = list(check.problems(live))
         except LongtrailError as error:
             problems = [str(error)]
+        except Exception as error:
+            trouble = database_trouble(error)
+            if trouble is None:
+                raise
+            problems = [trouble]
         findings.append(
             Finding(
                 check.name,

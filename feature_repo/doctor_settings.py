@@ -10,7 +10,6 @@ from feast.diff.registry_diff import FeastObjectType
 from feast.feature_view import DUMMY_ENTITY_NAME, FeatureViewState
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.types import Int64, String
-from redis import RedisCluster
 
 from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.definitions import define
@@ -140,16 +139,7 @@ def redis_memory(live: LiveStore) -> Iterator[str]:
     if live.store.config.online_store.type != "redis":
         return
     line = RedisLine(live.store, timeout_s=_REDIS_TIMEOUT_S)
-    client: Any = line.client
-    is_cluster = isinstance(client, RedisCluster)
-    with line.errors():
-        nodes = (
-            {node.name: {"target_nodes": node} for node in client.get_primaries()}
-            if is_cluster
-            else {line.place: {}}
-        )
-        of_nodes = {name: client.info("memory", **asked) for name, asked in nodes.items()}
-    for node, memory in of_nodes.items():
+    for node, memory in line.info().items():
         limit, policy = memory["maxmemory"], memory["maxmemory_policy"]
         if limit and policy != "noeviction":
             yield f"Redis at {node} evicts keys ({policy}) at {limit:,} bytes"

@@ -159,6 +159,7 @@ class FeatureDrift:
         missing_before: Share of the training rows without a value.
         missing_now: The same of the window; None where it has no rows.
         drifted: Both the threshold and chance are exceeded.
+        view: The feature view that it is of; None where it is made in the request.
     """
 
     psi: float
@@ -166,6 +167,7 @@ class FeatureDrift:
     missing_before: float | None
     missing_now: float | None
     drifted: bool
+    view: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,20 @@ class Drift:
     drifted: tuple[str, ...]
 
 
-def compare(reference: Reference, window: Reference, *, threshold: float) -> Drift:
+def compare(
+    reference: Reference,
+    window: Reference,
+    *,
+    threshold: float,
+    views: Mapping[str, Mapping[str, str]] | None = None,
+) -> Drift:
     """Hold a window against a reference with the same bins.
 
     Args:
         reference: Of the training rows.
         window: Of later rows.
         threshold: Of the PSI and of the cosine distance, above 0.
+        views: Group -> feature -> the feature view that it is of, where it is of one.
     """
     num_features = sum(len(of_group) for of_group in reference.distributions.values())
     sizes = reference.num_contexts, window.num_contexts
@@ -202,6 +211,7 @@ def compare(reference: Reference, window: Reference, *, threshold: float) -> Dri
                 threshold=threshold,
                 sizes=sizes,
                 num_features=num_features,
+                view=(views or {}).get(group, {}).get(name),
             )
             for name, before in of_group.items()
         }
@@ -228,6 +238,7 @@ def _feature_drift(
     threshold: float,
     sizes: tuple[int, int],
     num_features: int,
+    view: str | None,
 ) -> FeatureDrift:
     both = before.num_rows and now.num_rows
     value = psi(before.counts, now.counts) if both else 0.0
@@ -245,6 +256,7 @@ def _feature_drift(
         missing_before=before.missing_rate,
         missing_now=now.missing_rate,
         drifted=value > threshold and value > chance,
+        view=view,
     )
 
 

@@ -38,6 +38,14 @@ class Materialized(Document):
     views: dict[str, CopyState]
     prune: bool = False
     """Values of features that are applied no more may lie online."""
+    evicted: dict[str, int] | None = None
+    """:meth:`feature_repo.online.OnlineWriter.evicted` when these views were all there; None where
+    nobody looked."""
+
+    def is_whole(self, evicted: Mapping[str, int]) -> bool:
+        """Whether the online store has thrown away nothing since."""
+        before = self.evicted
+        return before is None or all(num <= before.get(key, 0) for key, num in evicted.items())
 
 
 def copied_views(home: Home, profile: str) -> dict[str, CopyState]:
@@ -134,18 +142,26 @@ def materialize(
                 f"no applied feature view of {home.root} has features: run `longtrail encode`, "
                 "`longtrail sequences` and `longtrail apply` first"
             )
-        states = {name: state for name, state in known.views.items() if name in views}
         prune = full or known.prune or _has_removed(known.views, views)
         writer = open_writer(store)
         done = []
         with writer.hold(f"{socket.gethostname()}:{record}"):
+            evicted = writer.evicted()
+            if not known.is_whole(evicted):
+                logger.warning("the online store has thrown rows away: all views are copied again")
+                known, full, prune = Materialized(views={}, evicted={}), True, True
+            begun = known.model_copy(update={"prune": prune, "evicted": evicted})
+            if begun != known:
+                begun.save(record)
+            known = begun
+            states = {name: state for name, state in known.views.items() if name in views}
             for name, view in views.items():
                 if not held[name] and name not in states:
                     continue
 
                 def save(state: CopyState, name: str = name) -> None:
                     states[name] = state
-                    Materialized(views=states, prune=prune).save(record)
+                    known.model_copy(update={"views": states}).save(record)
 
                 with bars(name) as progress:
                     copy = ViewCopy(
@@ -157,7 +173,13 @@ def materialize(
                     LivePush(home, store, writer, journal).push(journal.users_since(behind))
             if prune:
                 _prune(writer)
-                Materialized(views=states).save(record)
+                known.model_copy(update={"views": states, "prune": False}).save(record)
+            if not known.is_whole(writer.evicted()):
+                raise StoreError(
+                    "the online store threw features away while they were copied: it is full "
+                    "(maxmemory) and its maxmemory-policy lets it; set noeviction, give it more "
+                    "memory or remove views, then run this again, which copies everything"
+                )
     return done
 
 
@@ -192,14 +214,14 @@ def prune_online(home: Home, profile: str) -> None:
     with home.lock(f"online-{profile}"), feast_in_log():
         writer = open_writer(store)
         with writer.hold(f"{socket.gethostname()}:{record}"):
-            known = copied_views(home, profile)
-            if _has_removed(known, views):  # one that comes back must be copied anew
+            known = _load(home, profile)
+            if _has_removed(known.views, views):  # one that comes back must be copied anew
                 kept = {
                     name: _narrowed(state, views[name])
-                    for name, state in known.items()
+                    for name, state in known.views.items()
                     if name in views
                 }
-                Materialized(views=kept, prune=True).save(record)
+                known.model_copy(update={"views": kept, "prune": True}).save(record)
             _prune(writer)
 
 

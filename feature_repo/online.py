@@ -77,6 +77,9 @@ class OnlineWriter(Protocol):
     def count(self, view: FeatureView) -> int:
         """Number of keys with a row of the view."""
 
+    def evicted(self) -> dict[str, int]:
+        """Keys that the store threw away by itself: server, as it was started -> how many."""
+
     def mark(self, view: str, text: str) -> None:
         """Leave a text about a view beside its rows, to be lost where they are lost."""
 

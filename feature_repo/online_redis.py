@@ -30,7 +30,7 @@ from feature_repo.redis_lookup import RedisLine, ViewLayout
 from feature_repo.redis_pruning import RedisPruning
 
 WRITE_TIMEOUT_S = 5.0
-"""Of a batch: a server may pause for seconds to save its data."""
+"""Of a batch, at least: a server may pause for seconds to save its data."""
 _LOCK_S = 30.0
 """A dead owner on another machine blocks others for this long."""
 _PIPELINE_KEYS = 2000
@@ -232,6 +232,10 @@ class RedisWriter:
     def count(self, view: FeatureView) -> int:
         """Walk through all keys of the entity; O(keys)."""
         return sum(len(keys) for keys in self.keys(view, _PIPELINE_KEYS))
+
+    def evicted(self) -> dict[str, int]:
+        """``evicted_keys`` of every primary, which begins anew with each start of a server."""
+        return {said["run_id"]: said["evicted_keys"] for said in self._line.info().values()}
 
     def mark(self, view: str, text: str) -> None:
         """Write the text on every primary, behind the rows that were written before."""

@@ -53,10 +53,11 @@ class SqliteWriter:
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
         self._online = store._get_provider().online_store
-        self._connection: Any = self._online._get_conn(store.config)
+        with sqlite_errors():
+            self._connection: Any = self._online._get_conn(store.config)
         self._lock = threading.Lock()
         self._ready: set[str] = set()
-        with self._connection:
+        with self._turn():
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS longtrail_marks (view TEXT PRIMARY KEY, mark TEXT)"
             )
@@ -75,7 +76,7 @@ class SqliteWriter:
         moments = [moment.replace(tzinfo=UTC) for _, _, moment, _ in rows]
         limits = [max(moment, until or moment) for moment in moments]
         # One writer at a time from here on, other processes included: what is compared is replaced.
-        with self._lock, sqlite_errors(), self._connection:
+        with self._turn():
             self._create(view)
             self._connection.execute("BEGIN IMMEDIATE")
             stored = self._online.online_read(self._store.config, view, [row[0] for row in rows])
@@ -90,7 +91,7 @@ class SqliteWriter:
     def keys(self, view: FeatureView, batch_keys: int) -> Iterator[pa.Array]:
         """All keys of the view's table."""
         codec = self._codec(view)
-        with self._lock:
+        with self._turn():
             self._create(view)
             found = self._connection.execute(f"SELECT DISTINCT entity_key FROM {self._table(view)}")  # noqa: S608
             keys = [key for (key,) in found]
@@ -101,7 +102,7 @@ class SqliteWriter:
         """Delete the rows of some keys in one transaction."""
         encoded = self._codec(view).encode(keys.to_pylist())
         limit = until.astimezone(UTC).replace(tzinfo=None)
-        with self._lock, self._connection:
+        with self._turn():
             done = self._connection.executemany(
                 f"DELETE FROM {self._table(view)} WHERE entity_key = ? AND event_ts <= ?",  # noqa: S608
                 [(key, limit) for key in encoded],
@@ -111,7 +112,7 @@ class SqliteWriter:
     def turn_back(self, view: FeatureView, *, to: datetime, now: Callable[[], datetime]) -> int:
         """Change the event times in one statement."""
         moments = [moment.astimezone(UTC).replace(tzinfo=None) for moment in (to, now())]
-        with self._lock, self._connection:
+        with self._turn():
             self._create(view)
             done = self._connection.execute(
                 f"UPDATE {self._table(view)} SET event_ts = ? WHERE event_ts > ?",  # noqa: S608
@@ -121,7 +122,7 @@ class SqliteWriter:
 
     def clear(self, view: FeatureView) -> None:
         """Empty the view's table."""
-        with self._lock, self._connection:
+        with self._turn():
             self._create(view)
             self._connection.execute(f"DELETE FROM {self._table(view)}")  # noqa: S608
 
@@ -130,7 +131,7 @@ class SqliteWriter:
         num_removed = 0
         for view in self._store.list_feature_views():
             names = [feature.name for feature in view.features]
-            with self._lock, self._connection:
+            with self._turn():
                 self._create(view)
                 done = self._connection.execute(
                     f"DELETE FROM {self._table(view)} "  # noqa: S608
@@ -142,27 +143,37 @@ class SqliteWriter:
 
     def count(self, view: FeatureView) -> int:
         """Number of keys in the view's table."""
-        with self._lock:
+        with self._turn():
             self._create(view)
             ((number,),) = self._connection.execute(
                 f"SELECT count(DISTINCT entity_key) FROM {self._table(view)}"  # noqa: S608
             )
         return int(number)
 
+    def evicted(self) -> dict[str, int]:
+        """Nothing: a file keeps what it holds."""
+        return {}
+
     def mark(self, view: str, text: str) -> None:
         """Write the text into a table beside Feast's."""
-        with self._lock, self._connection:
+        with self._turn():
             self._connection.execute(
                 "INSERT OR REPLACE INTO longtrail_marks VALUES (?, ?)", (view, text)
             )
 
     def marks(self, view: str) -> set[str]:
         """What the table beside Feast's holds."""
-        with self._lock:
+        with self._turn():
             rows = self._connection.execute(
                 "SELECT mark FROM longtrail_marks WHERE view = ?", (view,)
             ).fetchall()
         return {text for (text,) in rows} or {""}
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One thread at a time, in a transaction; errors as sentences."""
+        with self._lock, sqlite_errors(), self._connection:
+            yield
 
     def _create(self, view: FeatureView) -> None:
         """Feast's apply makes the table; the file may have been deleted since."""

@@ -24,6 +24,7 @@ from tenacity import (
     wait_exponential,
 )
 
+from feature_repo.database_errors import first_line
 from feature_repo.errors import StoreError
 from feature_repo.postgres_binary import HEADER, TRAILER, arrow_type, decode
 
@@ -194,9 +195,8 @@ def schema_of(columns: dict[str, str]) -> pa.Schema:
 
 
 def _said(error: BaseException | None) -> str:
-    """What a server's error says, in one line; no line of any holds a password."""
-    lines = str(error).strip().splitlines()
-    said = lines[0] if lines else type(error).__name__
+    """What a server's error says, in one line."""
+    said = first_line(error)
     return f"{said} (its disk is full)" if isinstance(error, DiskFull) else said
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import click
 import yaml
 from feast import FeatureStore
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
 
 from feature_repo.connections import (
     DATABASE_URL,
@@ -21,8 +19,9 @@ from feature_repo.connections import (
     RedisAddress,
     feast_variables,
 )
-from feature_repo.errors import StoreAwayError, StoreError
+from feature_repo.errors import StoreError
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home, complete_file
+from feature_repo.registry import open_registry
 from feature_repo.services import local
 
 REPO_FOLDER = Path(__file__).resolve().parent
@@ -72,19 +71,7 @@ def open_store(home: Home, profile: str) -> FeatureStore:
     if _ADDRESS_IN_YAML in profile_text(home, profile):
         os.environ.update(store_variables(home))
     store = FeatureStore(repo_path=str(REPO_FOLDER), fs_yaml_file=file)
-    try:
-        _ = store.registry  # connects, which Feast would do with the first question
-    except DBAPIError as error:
-        url = make_url(store.config.registry.path)
-        place = f"{url.host}:{url.port}" if url.host else url.database
-        suspects = f"the server and {DATABASE_URL}" if url.host else "the file"
-        reason = str(error.orig).strip().splitlines()[0]
-        is_away = isinstance(error, OperationalError)  # else no tables can be made
-        raise (StoreAwayError if is_away else StoreError)(
-            f"the registry of the profile {profile!r} at {place} cannot be "
-            f"{'reached' if is_away else 'used'} ({reason}): "
-            f"check {suspects}; see docs/production.md; nothing is lost"
-        ) from error
+    open_registry(store, profile)
     return store
 
 

@@ -16,6 +16,7 @@ from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.types import String
 from numpy.typing import NDArray
+from redis import RedisCluster
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -35,7 +36,8 @@ from feature_repo.feast_bytes import (
 )
 
 READ_TIMEOUT_S = 0.2
-"""Of a lookup: a ranking cannot wait longer for one that hangs."""
+"""Of a lookup whose address names none: a ranking cannot wait longer for one that hangs."""
+_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 _REFUSAL = "username-password"
 """In what Redis says to a wrong login, which the client of a cluster wraps into another error."""
 _SCAN_KEYS = 2000
@@ -74,21 +76,23 @@ class RedisLine:
 
     Args:
         store: Feast's store.
-        timeout_s: Of connecting and of every answer.
+        timeout_s: Of connecting and of every answer, at least; the address may name a longer one.
     """
 
-    def __init__(self, store: FeatureStore, *, timeout_s: float) -> None:
+    def __init__(self, store: FeatureStore, *, timeout_s: float = 0.0) -> None:
         self._config = store.config.online_store
-        self._timeout_s = timeout_s
-        nodes, _ = RedisOnlineStore._parse_connection_string(self._config.connection_string)
+        nodes, named = RedisOnlineStore._parse_connection_string(self._config.connection_string)
+        self._timeouts_s = {
+            name: max(timeout_s, named.get(name, READ_TIMEOUT_S)) for name in _TIMEOUTS
+        }
         self.place = ", ".join(f"{node['host']}:{node['port']}" for node in nodes)
         """Hosts and ports, for people."""
 
     @cached_property
     def client(self) -> Any:
         """The client; connects only where it is a cluster's, which asks for the nodes."""
-        address = f"{self._config.connection_string},socket_timeout={self._timeout_s}"
-        address += f",socket_connect_timeout={self._timeout_s}"
+        words = [f"{name}={seconds}" for name, seconds in self._timeouts_s.items()]
+        address = ",".join([self._config.connection_string, *words])  # of two words the last counts
         config = self._config.model_copy(update={"connection_string": address})
         client = RedisOnlineStore()._get_client(config)
         client.set_retry(Retry(NoBackoff(), 0))
@@ -124,6 +128,16 @@ class RedisLine:
                 f"{error}); check that it runs, then run this again"
             ) from error
 
+    def info(self) -> dict[str, dict[str, Any]]:
+        """What every primary says of itself: its address, for people -> its ``INFO``."""
+        with self.errors():
+            client: Any = self.client
+            if not isinstance(client, RedisCluster):
+                return {self.place: client.info()}
+            nodes: Any = client.get_primaries()  # type: ignore[no-untyped-call]
+            said: dict[str, Any] = {node.name: client.info(target_nodes=node) for node in nodes}
+            return said
+
     def scan(self, prefix: bytes, suffix: bytes) -> Iterator[bytes]:
         """Hashes whose names begin and end so, of every primary; one may come twice."""
         pattern = _literal(prefix) + b"*" + _literal(suffix)
@@ -155,7 +169,7 @@ class RedisLookup:
     """
 
     def __init__(self, store: FeatureStore, views: Sequence[tuple[FeatureView, list[str]]]) -> None:
-        self._line = RedisLine(store, timeout_s=READ_TIMEOUT_S)
+        self._line = RedisLine(store)
         self._views = [(ViewLayout.of(store, view), features) for view, features in views]
         self._fields = [
             field
@@ -173,7 +187,7 @@ class RedisLookup:
             and for each feature R ``Value`` messages.
 
         Raises:
-            StoreError: If Redis does not answer within :data:`READ_TIMEOUT_S`.
+            StoreError: If Redis does not answer within the address's ``socket_timeout``.
         """
         rows = self._line.hashes(self._views[0][0].codec.encode(keys), self._fields)
         columns = iter(zip(*rows, strict=True))

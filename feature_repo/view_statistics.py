@@ -24,13 +24,14 @@ class ViewStatistics:
 
     Args:
         num_rows: Rows of the window.
-        age_days: From the view's newest row up to the window's end.
+        age_days: From the newest row that is not later than the window's end up to that end, 0 or
+            more; None where there is none.
         missing: Scalar feature -> share of the rows without a value, in the window's whole days.
         means: Numeric feature -> mean in the window's whole days; None where all are missing.
     """
 
     num_rows: int
-    age_days: float
+    age_days: float | None
     missing: dict[str, float]
     means: dict[str, float | None]
 
@@ -51,7 +52,8 @@ def view_statistics(
     """
     offline, monitor = open_offline(store), MonitoringService(store)
     question = (
-        "SELECT max(event_timestamp), count(*) FILTER (WHERE event_timestamp BETWEEN "  # noqa: S608
+        f"SELECT max(event_timestamp) FILTER (WHERE event_timestamp <= {time_literal(end)}), "  # noqa: S608
+        "count(*) FILTER (WHERE event_timestamp BETWEEN "
         f"{time_literal(start)} AND {time_literal(end)}) FROM {{rows}}"
     )
     # Feast takes both days whole.
@@ -68,7 +70,7 @@ def view_statistics(
             metrics = monitor.compute_transient(store.project, name, scalars, **days)["metrics"]
         result[name] = ViewStatistics(
             num_rows=int(num_rows),
-            age_days=(end - newest).total_seconds() / _DAY_S,
+            age_days=None if newest is None else (end - newest).total_seconds() / _DAY_S,
             missing={m["feature_name"]: m["null_rate"] for m in metrics},
             means={m["feature_name"]: m["mean"] for m in metrics if m["feature_type"] == "numeric"},
         )

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from feature_repo import sequences
 from feature_repo.artifact import REFERENCE_FILE, load_run_manifest
 from feature_repo.drift import Drift, Reference, compare
 from feature_repo.errors import ArtifactError, NothingToCompareError
 from feature_repo.home import Home
 from feature_repo.progress import Progress, silent
+from feature_repo.reader import FeatureReader
+from feature_repo.version_names import encoder_view
 from feature_repo.versions import run_views
 from training.dataset import read_clicks
 from training.impressions import impressions_between
-from training.reference import RowCounter
+from training.reference import HISTORY, RowCounter
 from training.sources import Sources
 
 
@@ -97,9 +100,23 @@ def measure_drift(
         end=end,
         window=counted,
         reference=reference,
-        drift=compare(reference, counted, threshold=threshold),
+        drift=compare(
+            reference, counted, threshold=threshold, views=_views_of_features(sources, reference)
+        ),
         views=run_views(sources.home, manifest),
     )
+
+
+def _views_of_features(sources: Sources, reference: Reference) -> dict[str, dict[str, str]]:
+    """Group -> feature -> the feature view that it is of; what a request makes is left out."""
+    if not isinstance(sources.reader, FeatureReader):  # nothing but a feature store has views
+        return {}
+    users, items = (sources.reader.view_of_feature(entity) for entity in ("user", "item"))
+    vectors = encoder_view(sources.table.fingerprint)
+    views = {"user": users, "item": items, "category": items}
+    for group, view in ((HISTORY, sequences.VIEW), ("text", vectors)):
+        views[group] = dict.fromkeys(reference.distributions.get(group, {}), view)
+    return views
 
 
 def load_reference(home: Home, run: str) -> Reference:

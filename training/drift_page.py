@@ -41,13 +41,17 @@ def write_drift_page(
             Section("Farthest", plots=_plots(found)),
             Section(
                 "Features",
-                text="PSI: population stability index over deciles of the training rows; below 0.1 "
+                text="View: the feature view that it is of; without one it is made in the request. "
+                "PSI: population stability index over deciles of the training rows; below 0.1 "
                 "is none, above 0.2 is drift. By chance: what equal distributions of these sizes "
                 "hardly exceed.",
                 tables=[
                     Table(
                         group,
-                        ["feature", "PSI", "by chance", "missing before", "missing now", "drifted"],
+                        [
+                            *("feature", "view", "PSI", "by chance"),
+                            *("missing before", "missing now", "drifted"),
+                        ],
                         [_row(name, feature) for name, feature in features.items()],
                     )
                     for group, features in found.drift.features.items()
@@ -70,7 +74,12 @@ def write_drift_page(
                 tables=[
                     Table(
                         "Rows by view",
-                        ["view", "rows", "age of the newest, days", "most often missing"],
+                        [
+                            "view",
+                            "rows",
+                            "age of the newest at its end, days",
+                            "most often missing",
+                        ],
                         [[name, *_view_cells(view)] for name, view in views.items()],
                     )
                 ],
@@ -105,6 +114,7 @@ def _plots(found: WindowDrift) -> list[Plot]:
 def _row(name: str, feature: FeatureDrift) -> list[str]:
     return [
         name,
+        feature.view or "",
         _number(feature.psi),
         _number(feature.by_chance),
         _percent(feature.missing_before),
@@ -117,7 +127,7 @@ def _view_cells(view: ViewStatistics) -> list[str]:
     worst = max(view.missing.items(), key=lambda item: item[1], default=None)
     return [
         f"{view.num_rows:,}",
-        f"{view.age_days:.2f}",
+        "n/a" if view.age_days is None else f"{view.age_days:.2f}",
         f"{worst[0]} {worst[1]:.1%}" if worst and worst[1] else "",
     ]
 

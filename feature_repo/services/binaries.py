@@ -16,6 +16,7 @@ from feature_repo.services.processes import as_root, reachable
 SYSTEM_FOLDER = Path("/var/lib/longtrail")
 """Root's: what the servers' account must reach and cannot where the original lies."""
 _DEBIAN = Path("/usr/lib/postgresql")
+_VERSION = re.compile(r"\d+(\.\d+)?")
 _INSTALL = "install it, or run `pip install 'longtrail[local]'`, or set"
 
 
@@ -57,13 +58,18 @@ def postgres_folder(version: int | None = None) -> Path:
     )
 
 
-def system_postgres() -> list[Path]:
-    """Folders of the PATH, then of Debian's packages (newest first), that hold a server."""
+def system_postgres(packages: Path = _DEBIAN) -> list[Path]:
+    """Folders of the PATH, then of Debian's packages (newest first), that hold a server.
+
+    Args:
+        packages: Folder with one folder per version; others in it are passed over.
+    """
     folders = []
     on_path = shutil.which("postgres")
     if on_path:
         folders.append(Path(on_path).resolve().parent)
-    versions = sorted(_DEBIAN.glob("*/bin"), key=lambda path: -float(path.parent.name))
+    found = [path for path in packages.glob("*/bin") if _VERSION.fullmatch(path.parent.name)]
+    versions = sorted(found, key=lambda path: float(path.parent.name), reverse=True)
     return [folder for folder in (*folders, *versions) if _complete(folder)]
 
 

@@ -2,8 +2,10 @@
 
 Every command that uses them holds a shared lock for its whole life; the kernel takes it back
 however the command ends. Whoever ends and can then take the lock for itself was the last one, and
-stops the servers, unless `longtrail services start` wants them to stay. Servers that a killed
-command left behind are found by the next one (its data folder says so) and used on.
+stops the servers, unless `longtrail services start` wants them to stay. For a command that is ended
+by SIGKILL a small process does that (:mod:`feature_repo.services.watch`). Servers that are left all
+the same, where that one was killed too, are found by the next command (its data folder says so) and
+used on.
 """
 
 import atexit
@@ -14,6 +16,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,8 +30,9 @@ from filelock import FileLock
 from pydantic import Field
 
 from feature_repo.errors import StoreError
-from feature_repo.home import Home, complete_file
+from feature_repo.home import PROJECT_ROOT, Home, complete_file
 from feature_repo.manifest import Document
+from feature_repo.services import watch
 from feature_repo.services.binaries import SYSTEM_FOLDER
 from feature_repo.services.postgres import PostgresServer
 from feature_repo.services.processes import as_root, free_port, port_is_free, reachable
@@ -134,7 +138,7 @@ def hold(home: Home, kinds: Sequence[Kind] = KINDS) -> dict[Kind, str]:
     with _turn(home):
         new = home not in _held
         if new:
-            _held[home] = _Hold.take(_use_file(home))
+            _held[home] = _Hold.take(home)
         try:
             _start(home, kinds)
         except BaseException:
@@ -171,6 +175,13 @@ def release(home: Home) -> None:
             _release(home)
 
 
+def stop_if_unused(home: Home) -> None:
+    """Stop the servers where no command uses them and nobody wants them to stay."""
+    if _folder(home).exists():
+        with _turn(home):
+            _stop_if_unused(home)
+
+
 def release_all() -> None:
     """:func:`release` of every home."""
     for home in list(_held):
@@ -184,26 +195,34 @@ class _Hold:
     file: int
     pid: int
     """The process that took it: a forked child must not end it."""
+    watch: subprocess.Popen[bytes]
 
     @classmethod
-    def take(cls, path: Path) -> "_Hold":
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    def take(cls, home: Home) -> "_Hold":
+        watching = subprocess.Popen(
+            [sys.executable, "-m", watch.__name__, str(home.root)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=PROJECT_ROOT, start_new_session=True,
+        )  # fmt: skip
+        file = os.open(_use_file(home), os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(file, fcntl.LOCK_SH)
         if not _held:
             atexit.register(release_all)
             _end_on_signals()
-        return cls(file, os.getpid())
+        return cls(file, os.getpid(), watching)
 
 
 _held: dict[Home, _Hold] = {}
 
 
 def _release(home: Home) -> None:
-    os.close(_held.pop(home).file)
+    ended = _held.pop(home)
+    os.close(ended.file)
     if not _held:
         atexit.unregister(release_all)
         _end_on_signals(undo=True)
     _stop_if_unused(home)
+    ended.watch.communicate(watch.RELEASED)
 
 
 def _end_on_signals(*, undo: bool = False) -> None:

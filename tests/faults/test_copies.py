@@ -3,6 +3,8 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -72,6 +74,42 @@ def test_a_full_redis_is_said_and_nothing_counts_as_copied(world: World) -> None
         assert {name for name in later if now[name] == later[name]} == copied
         assert stage.run(world.steps["materialize"]).code == 0
         assert differences(stage.contents(), world.expected("materialize")) == []
+
+
+def test_a_redis_that_evicts_is_said_and_everything_is_copied_again(world: World) -> None:
+    expected = world.expected("materialize")
+    with (
+        world.stage("apply") as stage,
+        redis.Redis(port=world.servers.redis.port) as client,
+    ):
+        with evicting(client, room=300_000):
+            done = stage.run(world.steps["materialize"])
+        assert "threw features away while they were copied" in done.sentence
+        now, whole = world.servers.hashes(), world.snapshots["materialize"].hashes
+        assert {key for key in whole if key not in now and not key.startswith(b"longtrail:")}
+        again = stage.run(world.steps["materialize"])
+        assert "all views are copied again" in again.stderr
+        assert again.code == 0
+        assert differences(stage.contents(), expected) == []
+        # Between two copies nobody else would notice.
+        with evicting(client, room=-50_000):
+            client.set("of another", "x")
+        assert differences(stage.contents(), expected)
+        assert "all views are copied again" in stage.run(world.steps["materialize"]).stderr
+        assert differences(stage.contents(), expected) == []
+        assert "copied again" not in stage.run(world.steps["materialize"]).stderr
+
+
+@contextmanager
+def evicting(client: redis.Redis, *, room: int) -> Iterator[None]:
+    """Redis throws keys away to stay within so many bytes more than it uses now."""
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + room)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
 
 
 def num_rows(hashes: dict[bytes, dict[bytes, bytes]]) -> Counter[str]:

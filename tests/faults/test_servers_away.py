@@ -1,9 +1,11 @@
 """Servers that are away, hang or restart while something reads from them."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,7 +19,8 @@ from feature_repo.offline import open_offline
 from feature_repo.postgres_session import Database
 from feature_repo.profiles import open_store
 from feature_repo.reader import FeatureReader
-from tests.faults.world import Stage, World, kill
+from tests.faults.commands import Done, Stop
+from tests.faults.world import Stage, World, differences, kill
 from tests.feature_repo.test_reader import assert_equal
 
 pytestmark = pytest.mark.timeout(900)  # with the world's own setup, on a busy machine
@@ -26,6 +29,8 @@ USERS = ["u1", "u2", "nobody", "u59"]
 LIMIT_S = 0.5
 COMMANDS = (["doctor"], ["status"], ["parity"], ["materialize"], ["rank", "u1"])
 PASSWORD_LIMIT_S = 2.0
+CALLS_FROM_LAST_ROW = 100
+"""Calls of a copy behind its last row, of which there are more."""
 
 
 def fastest_failure(look_up: Callable[[], object]) -> float:
@@ -144,6 +149,10 @@ def test_postgresql_restarts_in_the_middle_of_a_read(
             assert_equal(reader.historical_users(users, times), found)
 
         store = open_store(stage.home, "production")
+        names = {view.name for view in store.list_feature_views()}
+        with restart(stage):
+            assert {view.name for view in store.list_feature_views()} == names
+
         database = Database(store.config.offline_store, patience_s=0.2)
         kill(server)
         try:
@@ -153,6 +162,56 @@ def test_postgresql_restarts_in_the_middle_of_a_read(
             server.start()
         assert open_offline(store).parts("items")
         assert database.read(lambda session: session.execute("SELECT 1").fetchone()) == (1,)
+
+
+def test_postgresql_is_away_when_the_end_of_a_copy_is_registered(world: World) -> None:
+    """All rows are online by then; Feast's registry is written last."""
+    server, name = world.servers.postgres, "materialize"
+    whole = world.snapshots[name]
+    with world.stage("apply") as stage:
+        stop = Stop("call", whole.events["call"] - CALLS_FROM_LAST_ROW)
+        command = stage.start(world.steps[name], stop=stop)
+        command.wait_for_stop()
+        kill(server)
+        try:
+            command.go_on()
+            said = command.end().sentence
+        finally:
+            server.start()
+        assert said.startswith("Error: PostgreSQL does not answer as it should (connection to")
+        assert world.servers.hashes().keys() == whole.hashes.keys()
+        assert stage.run(world.steps[name]).code == 0
+        assert differences(stage.contents(), world.expected(name)) == []
+
+
+@pytest.mark.parametrize("command", ["apply", "doctor"])
+def test_postgresql_is_away_before_a_command(world: World, command: str) -> None:
+    server, step = world.servers.postgres, {"apply": "apply", "doctor": "materialize"}[command]
+    with world.stage("sequences" if command == "apply" else step) as stage:
+        before = stage.run([command]) if command == "doctor" else None
+        kill(server)
+        try:
+            done = stage.run([command])
+        finally:
+            server.start()
+        said = done.sentence if before is None else checks(done)["registry"]["detail"]
+        assert done.code == 1
+        assert "the registry of the profile 'production' at 127.0.0.1" in said
+        assert "cannot be reached (connection to server at" in said
+        assert "Traceback" not in done.stderr
+        again = stage.run([command])
+        assert again.code == 0 if before is None else which_hold(again) == which_hold(before)
+        assert differences(stage.contents(), world.expected(step)) == []
+
+
+def checks(done: Done) -> dict[str, dict[str, Any]]:
+    """Name -> a check of `doctor`."""
+    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+def which_hold(done: Done) -> dict[str, bool]:
+    """Name -> whether it holds, which may depend on the machine's disk."""
+    return {name: check["ok"] for name, check in checks(done).items()}
 
 
 class restart:  # noqa: N801

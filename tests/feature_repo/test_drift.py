@@ -129,6 +129,13 @@ def test_a_planted_shift_is_found_and_nothing_else() -> None:
     assert few.drifted == ()
 
 
+def test_a_feature_tells_its_view() -> None:
+    before = reference(sample(np.random.default_rng(6), 100))
+    views = {"user": {"f0": "user_stats"}, "item": {"f1": "items"}}
+    found = compare(before, before, threshold=0.2, views=views).features["user"]
+    assert (found["f0"].view, found["f1"].view) == ("user_stats", None)
+
+
 def test_values_that_go_missing_are_drift() -> None:
     rng = np.random.default_rng(2)
     before = reference(sample(rng, 5000))

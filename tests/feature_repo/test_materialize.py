@@ -1,8 +1,10 @@
 """`longtrail materialize` and lookups in the production profile, on real servers."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -178,3 +180,19 @@ def test_a_view_that_was_removed_and_applied_again_is_copied_again(home: Home) -
 
 def _view_names(service: FeatureService) -> set[str]:
     return {projection.name for projection in service.feature_view_projections}
+
+
+def test_what_a_store_threw_away_is_told_by_its_counts(tmp_path: Path) -> None:
+    record = Materialized(views={}, evicted={"first start": 2})
+    assert record.is_whole({"first start": 2})
+    assert not record.is_whole({"first start": 3})
+    # A server that was started anew counts from 0.
+    assert record.is_whole({"second start": 0})
+    assert not record.is_whole({"first start": 2, "second start": 1})
+    # A record of a version that did not count: nobody knows, and nothing is copied again for it.
+    path = tmp_path / "materialized.json"
+    record.save(path)
+    old = json.loads(path.read_text(encoding="utf-8"))
+    del old["evicted"]
+    path.write_text(json.dumps(old), encoding="utf-8")
+    assert Materialized.load(path, made_by="a test").is_whole({"first start": 9})

@@ -1,7 +1,9 @@
 """One contract for the online stores, on real servers; in Redis every byte is Feast's."""
 
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from feature_repo.errors import StoreError
 from feature_repo.feast_bytes import VALUE_FIELDS, KeyCodec, column_from_bytes, feature_field
 from feature_repo.online import OnlineWriter, open_writer
 from feature_repo.online_redis import RedisWriter
-from feature_repo.redis_lookup import RedisLookup
+from feature_repo.redis_lookup import RedisLine, RedisLookup
 from feature_repo.redis_pruning import RedisPruning
 from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
@@ -348,6 +350,57 @@ def test_a_full_server_is_said(
             client.config_set("maxmemory", "0")
 
 
+def sentence(ask: Callable[[], object]) -> str:
+    """What is said of a store that fails; "" where it does not."""
+    try:
+        ask()
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=False)
+def test_a_file_that_another_holds_is_said_by_every_method(
+    kind: str, store: FeatureStore, writer: OnlineWriter, tmp_path: Path
+) -> None:
+    view = store.get_feature_view("counts")
+    rows = counts({"a": 1}, NOON)
+    writer.write(view, rows)
+    writer.mark("counts", "one")
+    asked: dict[str, Callable[[], object]] = {
+        "write": lambda: writer.write(view, rows),
+        "keys": lambda: list(writer.keys(view, 10)),
+        "delete": lambda: writer.delete(view, rows.column("user_id"), until=NOON),
+        "turn_back": lambda: writer.turn_back(view, to=NOON, now=lambda: NOON - SECOND),
+        "clear": lambda: writer.clear(view),
+        "prune": lambda: writer.prune(),
+        "count": lambda: writer.count(view),
+        "mark": lambda: writer.mark("counts", "two"),
+        "marks": lambda: writer.marks("counts"),
+    }
+    own = store._get_provider().online_store._get_conn(store.config)
+    own.execute("PRAGMA busy_timeout = 20")
+    with closing(sqlite3.connect(tmp_path / "online.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        said = {name: sentence(ask) for name, ask in asked.items()}
+        other.execute("ROLLBACK")
+    locked = "the online store in SQLite does not answer as it should (database is locked)"
+    assert {name: text.partition(";")[0] for name, text in said.items()} == dict.fromkeys(
+        asked, locked
+    )
+    assert writer.marks("counts") == {"one"}
+    assert read(store, "counts", "count", ["a"]) == [1]
+
+
+def test_only_redis_tells_of_evictions(
+    kind: str, store: FeatureStore, writer: OnlineWriter
+) -> None:
+    servers = {"redis": 1, "cluster": 3, "sqlite": 0}
+    evicted = writer.evicted()
+    assert len(evicted) == servers[kind]
+    assert not any(evicted.values())
+
+
 @pytest.fixture
 def own_server(scratch: Path) -> Iterator[RedisServer]:
     """A server of the test's own, to be killed."""
@@ -355,6 +408,28 @@ def own_server(scratch: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+def test_an_address_names_the_time_a_lookup_waits(own_server: RedisServer, tmp_path: Path) -> None:
+    view = make_view(tmp_path, "counts", features=["count"])
+    patient = f"{own_server.connection_string},socket_timeout=0.9,socket_connect_timeout=0.1"
+    store = make_store(tmp_path, redis_config(patient), [view])
+    view = store.get_feature_view("counts")
+    lookup = RedisLookup(store, [(view, ["count"])])
+    lookup.read(["a"])
+    process = own_server.process()
+    assert process is not None
+    process.suspend()
+    began = time.perf_counter()
+    with pytest.raises(StoreError, match="does not answer"):
+        lookup.read(["a"])
+    seconds = time.perf_counter() - began
+    process.resume()
+    assert 0.9 <= seconds < 5
+    # A batch waits longer than a lookup, whatever the address says of these.
+    for line, expected in ((RedisLine(store), (0.9, 0.1)), (RedisLine(store, timeout_s=5), (5, 5))):
+        given = line.client.get_connection_kwargs()
+        assert (given["socket_timeout"], given["socket_connect_timeout"]) == expected
 
 
 def test_a_server_that_is_away_is_said_at_once(own_server: RedisServer, tmp_path: Path) -> None:

@@ -232,6 +232,16 @@ def test_the_command_tells_and_fails_past_the_threshold(settings: Settings, tmp_
     assert 0 < result["num_contexts"] < result["num_rows"]
     assert result["features"]["context"]["position"]["psi"] < 0.01
     assert result["features"]["item"]["price"]["missing_now"] == 0
+    view_of = {
+        f"{group}.{name}": feature["view"]
+        for group, features in result["features"].items()
+        for name, feature in features.items()
+    }
+    assert view_of["history.buy_total"] == "user_sequences"
+    assert view_of["text.buy_norm"] == encoder_view("abc")
+    assert view_of["item.price"] == view_of["category.shelf"] == "items"
+    assert view_of["context.position"] is None
+    assert {feature["view"] for feature in result["features"]["user"].values()} == {"user_stats"}
     views = result["views"]
     assert {"user_sequences", "user_stats", "items", encoder_view("abc")} <= views.keys()
     assert views["user_sequences"]["age_days"] < 1e-6
@@ -241,6 +251,7 @@ def test_the_command_tells_and_fails_past_the_threshold(settings: Settings, tmp_
     text = Page(page.read_text(encoding="utf-8")).text  # type: ignore[no-untyped-call]
     assert "Drift against the training rows of counts" in text
     assert "buy_total" in text
+    assert "behavior_embeddings_abc" in text
 
     done, result = run(settings, *options, "--threshold", "1000")
     assert (done.exit_code, result["drifted"]) == (0, [])

@@ -13,6 +13,7 @@ from feature_repo.services.binaries import (
     postgres_version,
     redis_binary,
     runnable,
+    system_postgres,
     wheel_postgres,
 )
 from feature_repo.services.postgres import PostgresServer
@@ -61,6 +62,19 @@ def test_data_of_another_version_are_not_opened(scratch: Path) -> None:
     with pytest.raises(StoreError, match=r"written by PostgreSQL 7, found \d+"):
         postgres_folder(7)
     assert (postgres_folder() / "initdb").exists()
+
+
+def test_packages_are_found_by_version_and_other_folders_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("9.6", "16", "17", "old", "17-backup", "nan"):
+        (tmp_path / version / "bin").mkdir(parents=True)
+        if version != "16":  # a client's package alone
+            for program in ("postgres", "initdb", "pg_ctl"):
+                (tmp_path / version / "bin" / program).touch()
+    monkeypatch.setenv("PATH", "")
+    found = [folder.parent.name for folder in system_postgres(tmp_path)]
+    assert found == ["17", "9.6"]
 
 
 def test_redis_is_found() -> None:

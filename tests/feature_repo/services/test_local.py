@@ -173,24 +173,59 @@ def test_the_last_of_two_commands_stops_the_servers(home: Home) -> None:
     assert not running(home)
 
 
-def test_servers_of_a_killed_command_are_adopted_then_stopped(home: Home) -> None:
+def test_servers_of_a_killed_command_are_stopped(home: Home) -> None:
     process = command(home)
-    pids = local.status(home).postgres.pid, local.status(home).redis.pid
+    (watch,) = psutil.Process(process.pid).children()
+    assert len(running(home)) >= 2
     process.kill()
     process.communicate()
+    psutil.wait_procs([watch], timeout=60)
+    assert not running(home)
+    # Where another command uses them, that one's end does it.
+    first, second = command(home), command(home)
+    pids = local.status(home).postgres.pid, local.status(home).redis.pid
+    (watch,) = psutil.Process(first.pid).children()
+    first.kill()
+    first.communicate()
+    psutil.wait_procs([watch], timeout=60)
     left = local.status(home)
     assert (left.postgres.pid, left.redis.pid) == pids
-    assert not left.in_use
+    assert left.in_use
+    end(second)
+    assert not running(home)
+
+
+def test_no_process_stays_behind_a_command(home: Home) -> None:
+    process = command(home)
+    (watch,) = psutil.Process(process.pid).children()
+    end(process)
+    assert not watch.is_running()
+
+
+def test_servers_left_by_a_kill_of_everything_are_adopted_then_stopped(home: Home) -> None:
+    process = killed_with_its_watch(home)
+    pids = local.status(home).postgres.pid, local.status(home).redis.pid
+    assert None not in pids
+    assert not local.status(home).in_use
+    assert process.returncode == -signal.SIGKILL
     other = command(home)
     adopted = local.status(home)
     assert (adopted.postgres.pid, adopted.redis.pid) == pids
     end(other)
     assert not running(home)
-    process = command(home)
-    process.kill()
-    process.communicate()
+    killed_with_its_watch(home)
     local.stop(home)
     assert not running(home)
+
+
+def killed_with_its_watch(home: Home) -> subprocess.Popen[str]:
+    """A command that was killed, and before it the process that would stop the servers."""
+    process = command(home)
+    (watch,) = psutil.Process(process.pid).children()
+    watch.kill()
+    process.kill()
+    process.communicate()
+    return process
 
 
 def test_stop_leaves_the_servers_to_a_command_that_uses_them(home: Home) -> None:
