@@ -46,7 +46,8 @@ def open_registry(store: FeatureStore, profile: str, *, patience_s: float = PATI
         is_away = isinstance(error, OperationalError)  # else no tables can be made
         raise (StoreAwayError if is_away else StoreError)(
             f"the registry of the profile {profile!r} at {place} cannot be "
-            f"{'reached' if is_away else 'used'} ({first_line(error.orig)}): check {suspects}; see docs/production.md; nothing is lost"
+            f"{'reached' if is_away else 'used'} ({first_line(error.orig)}): "
+            f"check {suspects}; see docs/production.md; nothing is lost"
         ) from error
     for engine in {registry.read_engine, registry.write_engine}:
         if engine.dialect.name == "postgresql":
