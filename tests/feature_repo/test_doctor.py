@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,20 @@ def test_a_view_without_rows(tmp_path: Path) -> None:
     live = odd_store(tmp_path, make_view(tmp_path, "empty"))
     assert problems(live, "built") == "empty has no rows offline"
     assert not problems(live, "join_keys") + problems(live, "created_column")
+
+
+def test_a_registry_that_fails_is_a_problem_of_the_checks_that_ask_it(home: Home) -> None:
+    live = LiveStore.open(home, "embedded")
+    registry: Any = live.store.registry
+    with registry.read_engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 20")
+    with closing(sqlite3.connect(home.registry, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        findings = {finding.name: finding for finding in diagnose(live)}
+    said = "SQLite does not answer as it should (database is locked)"
+    assert findings["materializing"].detail.startswith(said)
+    assert not findings["materializing"].ok
+    assert findings["settings"].ok
 
 
 @pytest.mark.parametrize("profile", ["production"])
