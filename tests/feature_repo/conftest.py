@@ -75,9 +75,8 @@ def kitchen_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kitchen(kitchen_folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedDataSet:
+def kitchen(kitchen_folder: Path) -> LoadedDataSet:
     """The data set, loaded."""
-    monkeypatch.delenv("LONGTRAIL_DATA_DIR", raising=False)
     return load_dataset(kitchen_folder / "kitchen.toml")
 
 
