@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,22 @@ def postgres(_ends_in_order: None) -> Iterator[PostgresServer]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
-def redis_server(_ends_in_order: None) -> Iterator[RedisServer]:
-    """A running Redis for the whole run."""
+@contextmanager
+def running_redis() -> Iterator[RedisServer]:
+    """A Redis of one's own, which may be stopped and started."""
     folder = scratch_folder()
     server = RedisServer(folder / "redis", free_port(), "")
     server.start()
     yield server
     server.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def redis_server(_ends_in_order: None) -> Iterator[RedisServer]:
+    """A running Redis for the whole run."""
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
 from serving.opening import ServiceOptions, open_service
 from tests.live_home import RUN, live_home
-from tests.servers import scratch_folder
+from tests.servers import running_redis
 from tests.serving.test_opening import write_program
 
 TIMEOUT_S = 120
@@ -37,12 +36,8 @@ ANSWER_S = 20
 @pytest.fixture(scope="module")
 def redis_server(_ends_in_order: None) -> Iterator[RedisServer]:
     """A Redis of this file's own, which it stops and starts."""
-    folder = scratch_folder()
-    server = RedisServer(folder / "redis", free_port(), "")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
