@@ -94,5 +94,6 @@ def small_disk(size: int) -> Iterator[SmallDisk]:
         yield SmallDisk(folder, mounted)
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+            # A killed server's threads, or its child that saves, may hold it a moment longer.
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
         shutil.rmtree(folder)
