@@ -7,7 +7,6 @@ every test.
 import shutil
 import signal
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import redis
 from feature_repo.services.postgres import DATABASE, PostgresServer
 from feature_repo.services.processes import free_port
 from feature_repo.services.redis import RedisServer
+from tests.waiting import wait_until
 
 PASSWORD = "a,b'c=\\$d"  # noqa: S105  # characters that break URLs, YAML and connection strings
 NUM_SLOTS = 16384
@@ -59,10 +59,12 @@ class RedisCluster:
         for client in clients:
             for node in self.nodes:
                 command(client, "CLUSTER", "MEET", "127.0.0.1", node.port)
-        deadline = time.monotonic() + 30
-        while not all(self._agrees(client) for client in clients):
-            assert time.monotonic() < deadline, "the cluster's nodes did not find each other"
-            time.sleep(0.05)
+        wait_until(
+            lambda: all(self._agrees(client) for client in clients),
+            "the cluster's nodes find each other",
+            most_s=30,
+            poll_s=0.05,
+        )
         for client in clients:
             client.close()
 

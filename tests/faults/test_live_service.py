@@ -16,15 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.manifest import load_manifest
-from tests.faults.live_service import (
-    PATIENCE_S,
-    Clients,
-    Event,
-    LiveService,
-    running,
-    wait_until,
-)
+from tests.faults.clients import Clients, Event
 from tests.faults.world import Stage, World, kill
+from tests.live_service import PATIENCE_S, LiveService, running, wait_until
 
 pytestmark = pytest.mark.timeout(900)  # with the world's own setup, on a busy machine
 
@@ -68,7 +62,7 @@ def events_before_the_end(stage: Stage) -> Iterator[Event]:
 
 def test_kills_under_load_lose_no_accepted_event_and_break_no_answer(stage: Stage) -> None:
     redis = stage.servers.redis
-    with running(stage) as service:
+    with running(stage.home, stage.said, variables=stage.variables) as service:
         clients = Clients(service.url, events_before_the_end(stage), USERS)
         with ExitStack() as stack:
             stack.callback(clients.end)
@@ -154,7 +148,7 @@ def expected_histories(
 @pytest.fixture(scope="module")
 def service(stage: Stage) -> Iterator[LiveService]:
     """Logs what it served."""
-    with running(stage, "--served-log", "1") as service:
+    with running(stage.home, stage.said, "--served-log", "1", variables=stage.variables) as service:
         yield service
 
 

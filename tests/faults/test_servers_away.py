@@ -131,12 +131,13 @@ def test_postgresql_restarts_in_the_middle_of_a_read(
 
         num_keys, expected = rows()
         assert len(expected) > 3
-        _, batches = reader.views.offline.newest_rows(
-            "user_sequences", start=start, end=end, batch_rows=10
-        )
-        read = [next(batches)]
-        with restart(stage):
-            read += batches
+        with reader.views.offline.held():  # the session that is held is lost
+            _, batches = reader.views.offline.newest_rows(
+                "user_sequences", start=start, end=end, batch_rows=10
+            )
+            read = [next(batches)]
+            with restart(stage):
+                read += batches
         assert pa.Table.from_batches(read).equals(pa.Table.from_batches(expected))
         assert sum(batch.num_rows for batch in read) == num_keys
 

@@ -3,8 +3,8 @@
 import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from fastapi.testclient import TestClient
@@ -14,7 +14,10 @@ from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from serving.app import create_app
 from serving.deployment import Deployment, HomeFollower, NotLoadedError
+from tests import waiting
 from tests.serving.stand_in import StandIn, toy_directory
+
+wait_until = partial(waiting.wait_until, most_s=30, poll_s=0.005)
 
 
 class Opener:
@@ -218,12 +221,12 @@ def test_swaps_under_load_fail_no_request(
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        for run in ("run-1", "broken-run", "run-2"):
+        for run in ("toy-run", "run-1", "broken-run", "run-2"):
             set_current_run(home, run)
-            if run.startswith("run"):
-                wait_until(lambda run=run: (200, run) in answers[-3:])  # type: ignore[misc]
-            else:
+            if run == "broken-run":
                 wait_until(lambda: deployment.problem is not None)
+            else:
+                wait_until(lambda run=run: (200, run) in answers[-3:])  # type: ignore[misc]
         stop.set()
         for thread in threads:
             thread.join()
@@ -240,13 +243,6 @@ def test_being_woken_it_looks_at_once(home: Home, deployment: Deployment, opener
         wait_until(lambda: serving(deployment) == "other-run")
     finally:
         follower.stop()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_swap_is_in_the_log(deployment: Deployment, caplog: pytest.LogCaptureFixture) -> None:

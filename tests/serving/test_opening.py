@@ -1,8 +1,8 @@
 """A real home, opened and asked: what the command line puts together works together."""
 
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from feature_repo.errors import ArtifactError
 from feature_repo.home import Home
 from serving.opening import ServiceOptions, open_service
 from serving.server import OpenedApp
+from tests import waiting
 from tests.live_home import RUN, live_home
+
+wait_until = partial(waiting.wait_until, most_s=30)
 
 
 class CountsModel(nn.Module):
@@ -98,13 +101,6 @@ def opened(home: Home) -> Iterator[OpenedApp]:
 def client(opened: OpenedApp) -> Iterator[TestClient]:
     with TestClient(opened.app, raise_server_exceptions=False) as client:
         yield client
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_users_and_items_of_the_home_are_found_and_ranked(client: TestClient) -> None:

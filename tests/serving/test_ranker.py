@@ -1,9 +1,8 @@
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from serving.artifact import Artifact
 from serving.history import History
 from serving.preparation import RankerConfig
 from serving.ranker import Ranker
+from tests import waiting
 from tests.serving.conftest import (
     FINGERPRINT,
     ITEMS,
@@ -37,6 +37,8 @@ from tests.serving.conftest import (
     toy_catalog,
     toy_manifest,
 )
+
+wait_until = partial(waiting.wait_until, most_s=10, poll_s=0.001)
 
 
 def sigmoid(logit: float) -> float:
@@ -204,14 +206,6 @@ def test_threads_wait_for_one_reading_of_the_catalogue(world: World) -> None:
     assert world.reader.item_reads == [7]  # six items and the one that is gone
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Fail after ten seconds."""
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 def test_old_items_are_read_again_beside_the_requests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,8 +221,8 @@ def test_old_items_are_read_again_beside_the_requests(
     ranker.rank("ann")  # answers at once, whatever it finds
     monkeypatch.undo()
     after = before
-    wait_for(lambda: len(world.reader.item_reads) == 2)
-    wait_for(lambda: ranker.rank("ann", candidates=["B1"]).ranked[0].score != before)
+    wait_until(lambda: len(world.reader.item_reads) == 2)
+    wait_until(lambda: ranker.rank("ann", candidates=["B1"]).ranked[0].score != before)
     after = ranker.rank("ann", candidates=["B1"]).ranked[0].score
     expected = expected_logit(USERS["ann"], "B1", world.reader.items["B1"])
     assert after == pytest.approx(sigmoid(expected), abs=1e-6)
@@ -302,7 +296,7 @@ def test_a_table_made_anew_never_mixes_with_rows_of_the_old_one(world: World) ->
 
     # The lamp's title has got its vector: once all rows are looked up, every score is of it.
     whole = sigmoid(expected_logit(USERS["ann"], "L1", ITEMS["L1"]))
-    wait_for(lambda: abs(lamp() - whole) < 1e-6)
+    wait_until(lambda: abs(lamp() - whole) < 1e-6)
 
 
 def test_a_text_that_is_only_added_costs_no_looking_up(world: World) -> None:
@@ -332,7 +326,7 @@ def test_a_store_that_is_away_leaves_the_last_items(
 
     monkeypatch.setattr(world.reader, "online_items", away)
     first = ranker.rank("ann")
-    wait_for(lambda: ranker.rank("ann").ranked == first.ranked and tried.is_set())
+    wait_until(lambda: ranker.rank("ann").ranked == first.ranked and tried.is_set())
 
 
 def test_the_clock_tells_the_moment(world: World) -> None:

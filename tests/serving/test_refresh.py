@@ -10,6 +10,7 @@ import pytest
 
 from feature_repo.errors import StoreError
 from serving.refresh import FreshOutputs, OutputRefresher, record_batch
+from tests.waiting import wait_until
 
 
 class Store:
@@ -34,10 +35,9 @@ def outputs(user_id: str, key: int = 7) -> FreshOutputs:
 
 
 def wait_for(number: int, store: Store) -> None:
-    end = time.monotonic() + 10
-    while sum(batch.num_rows for batch in store.batches) < number:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_until(
+        lambda: sum(batch.num_rows for batch in store.batches) >= number, most_s=10, poll_s=0.005
+    )
 
 
 def test_rows_as_export_writes_them() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from serving.answers import Ranking
 from serving.app import create_app
 from serving.deployment import Deployment
 from serving.served_log import ServedLog
+from tests import waiting
 from tests.serving.conftest import FINGERPRINT, ITEMS, NOW, RUN, World
 from tests.serving.stand_in import client_of, toy_directory
 
+wait_until = partial(waiting.wait_until, most_s=10, poll_s=0.01)
 SERVED_AT = datetime(2024, 6, 1, 12, 0, 5, 678, tzinfo=UTC)
 
 
@@ -60,13 +63,6 @@ def logged(home: Home, *request_ids: str) -> list[ServedRequest]:
         name for file in files for name in pq.read_table(file)["request_id"].to_pylist()
     }
     return [request for file in files for request in read_served(file, wanted)]
-
-
-def wait_until(reached: Any, most_s: float = 10.0) -> None:
-    deadline = time.monotonic() + most_s
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_row_holds_what_the_ranking_was_computed_from(home: Home, ranking: Ranking) -> None:

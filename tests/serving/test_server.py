@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, Any
 
 import httpx
@@ -25,10 +26,12 @@ from feature_repo.errors import LongtrailError
 from feature_repo.home import PROJECT_ROOT, Home
 from serving.security import new_key
 from serving.server import OpenedApp, run_server
+from tests import waiting
 from tests.serving.conftest import toy_manifest, write_run
 from tests.serving.toy_server import Options
 
 TIMEOUT_S = 120
+wait_until = partial(waiting.wait_until, most_s=TIMEOUT_S, poll_s=0.05)
 
 
 class Running:
@@ -95,7 +98,7 @@ def begun(
         write_keys(home, REVOKED, KEPT)
         return Begun(home, start(Options(str(home.root), **options)))
 
-    alone = begin(delay_s=1.0)
+    alone = begin(delay_s=2.0)
     with_workers = begin(workers=2, log_format="json", asks_for_keys=True)
     yield alone, with_workers
     for one in (alone, with_workers):
@@ -148,13 +151,6 @@ def load(server: Running, num_threads: int = 2) -> Iterator[list[httpx.Response 
             thread.join()
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.05)
-
-
 def num_connections(process_id: int) -> int:
     """Connections that callers keep open to a process' own port."""
     all_of_it = psutil.Process(process_id).net_connections("tcp")
@@ -197,7 +193,10 @@ def test_answers_swaps_under_load_and_lets_the_running_request_end(
         late: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: late.append(server.rank("slow")))
         asking.start()
-        time.sleep(0.4)  # the request is being answered, for another 0.6 s
+        wait_until(  # itself counts
+            lambda: "longtrail_requests_in_flight 2.0" in httpx.get(f"{server.url}/metrics").text,
+            "a request that is being answered",
+        )
         out, err = server.stop()
         asking.join()
         assert [response.status_code for response in late] == [200]

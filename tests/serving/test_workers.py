@@ -4,17 +4,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
 import psutil
 import pytest
 
 from feature_repo.home import PROJECT_ROOT
+from tests import waiting
 from tests.serving.toy_workers import MIN_LIFE_S
 
 TIMEOUT_S = 60
+wait_until = partial(waiting.wait_until, most_s=TIMEOUT_S)
 
 
 @contextmanager
@@ -45,13 +48,6 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 
 def workers_of(process: subprocess.Popen[str]) -> set[int]:
     return {one.pid for one in psutil.Process(process.pid).children()}
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.02)
 
 
 def test_all_answer_before_it_is_told_and_all_end_when_asked() -> None:

@@ -1,124 +1,22 @@
-"""The real service as a process of its own, and clients that ask it whatever happens to it."""
+"""Clients that ask the real service, whatever happens to it."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
-from feature_repo.home import PROJECT_ROOT
-from feature_repo.services.processes import free_port
-from tests.faults.world import Stage
+from tests.live_service import PATIENCE_S, wait_until
 
-PATIENCE_S = 120.0
-"""What takes longer hangs."""
-_POLL_S = 0.02
 _RETRY_S = 0.05
 _PAUSE_S = 0.01
 """Between rankings: load, not a machine that is out of breath."""
 _BATCH_EVENTS = 3
 
 Event = dict[str, str]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Look again and again, until it is so."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(_POLL_S)
-
-
-class LiveService:
-    """``longtrail serve`` with two workers, always on the same port.
-
-    Args:
-        stage: Home and stores.
-        options: Further ones of the command.
-    """
-
-    def __init__(self, stage: Stage, *options: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.log: Path = stage.said / f"serve-{port}.err"
-        self._command = [
-            *(sys.executable, "-m", "longtrail", "--home", str(stage.home.root)),
-            *("--profile", "production", "serve", "--workers", "2", "--port", str(port)),
-            *("--no-access-log", *options),
-        ]
-        self._variables = stage.variables | {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(PROJECT_ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until every worker answers."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                self._command, cwd=PROJECT_ROOT, env=self._variables, text=True,
-                stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
-        watchdog = threading.Timer(PATIENCE_S, self.kill)
-        watchdog.start()
-        try:
-            assert self._process.stdout is not None
-            line = self._process.stdout.readline()
-        finally:
-            watchdog.cancel()
-        assert line, self.said()
-        assert json.loads(line)["url"] == self.url
-
-    def workers(self) -> list[psutil.Process]:
-        """The processes that answer now."""
-        assert self._process is not None
-        return psutil.Process(self._process.pid).children()
-
-    def kill(self) -> None:
-        """End all of its processes with SIGKILL; nothing where it does not run."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        workers = self.workers()
-        self._process.kill()
-        for worker in workers:
-            worker.kill()
-        psutil.wait_procs(workers, timeout=PATIENCE_S)
-        self._process.communicate()
-
-    def stop(self) -> None:
-        """Ask it to stop, and wait for its end."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._process.communicate(timeout=PATIENCE_S)
-        assert self._process.returncode == 0, self.said()
-
-    def said(self) -> str:
-        """What all its processes logged."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def running(stage: Stage, *options: str) -> Iterator[LiveService]:
-    """A service that answers, killed at the end where it still runs."""
-    service = LiveService(stage, *options)
-    try:
-        service.start()
-        yield service
-    finally:
-        service.kill()
 
 
 class Clients:
