@@ -14,7 +14,7 @@ from feature_repo import cli_versions as version_commands
 from feature_repo.command import SentenceGroup, Settings, emit, pass_settings, say
 from feature_repo.dataset import DATASETS, load_dataset
 from feature_repo.home import DEFAULT_HOME, HOME_VARIABLE, Home
-from feature_repo.progress import progress_bar
+from feature_repo.progress import BarLine, progress_bar
 from feature_repo.publish import publish
 from feature_repo.services import cli as service_commands
 from feature_repo.services import local
@@ -141,8 +141,14 @@ def _demo_model(settings: Settings, recipe: str, top: int) -> dict[str, Any]:
         # The given requests alone: a first look shall not take four times as long.
         data = read_splits(sources, longest, progress, with_extra=False)
     for name in (*baselines, recipe):
-        with progress_bar(f"train {name}", "impressions") as progress:
-            done = train(sources, RECIPES[name](), data=data, learning=progress)
+        with BarLine() as bars:
+            done = train(
+                sources,
+                RECIPES[name](),
+                data=data,
+                learning=bars.bar(f"train {name}", "impressions"),
+                scoring=bars.bar(f"score {name}", "impressions"),
+            )
         metrics[name] = done.metrics["test"]
         run = done.run
     with progress_bar("export", "users") as progress:

@@ -35,6 +35,11 @@ def emit(result: dict[str, Any]) -> None:
     click.echo(json.dumps(result, default=str, ensure_ascii=False))
 
 
+def rounded(figure: float | None) -> float | None:
+    """A figure as results show it: four decimals; None where there is none."""
+    return None if figure is None else round(figure, 4)
+
+
 def say(text: str) -> None:
     """Tell a person something: stderr."""
     click.echo(text, err=True)

@@ -5,11 +5,19 @@ Feast's registry speaks through SQLAlchemy and shows its errors as they are; our
 """
 
 import sqlite3
+from collections.abc import Callable
 
 import psycopg
 from psycopg.errors import InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+)
 
 _OF_SQLALCHEMY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 _OF_PSYCOPG = (
@@ -42,6 +50,32 @@ def database_trouble(error: BaseException) -> str | None:
             )
         cause = cause.__cause__
     return None
+
+
+def outlasting(
+    is_away: Callable[[BaseException], bool],
+    *,
+    patience_s: float,
+    tell: Callable[[BaseException | None], None],
+) -> Retrying:
+    """What calls a function again while a server restarts; the last error is raised as it is.
+
+    Args:
+        is_away: Whether an error says that the server went away.
+        patience_s: How long it has.
+        tell: Told each error that is outlasted.
+    """
+
+    def before(state: RetryCallState) -> None:
+        tell(state.outcome.exception() if state.outcome else None)
+
+    return Retrying(
+        retry=retry_if_exception(is_away),
+        stop=stop_after_delay(patience_s),
+        wait=wait_exponential(multiplier=0.1, max=1),
+        before_sleep=before,
+        reraise=True,
+    )
 
 
 def first_line(error: BaseException | None) -> str:

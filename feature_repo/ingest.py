@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from feature_repo.behavior import hash63
 from feature_repo.dataset import LoadedDataSet, Negatives
 from feature_repo.errors import DataSetError
+from feature_repo.feature_files import file_fingerprint
 from feature_repo.home import Home, complete_folder, tidy_folder
 from feature_repo.item_stats import fields as item_fields
 from feature_repo.live_events import LiveSource
@@ -100,14 +101,15 @@ def ingest(
         DataSetError: If a query fails or too many rows are rejected; the old tables stay.
         LongtrailError: If another ingest into the same home is running.
     """
+    # Before anything is read: what is written meanwhile is of the next run.
+    fingerprint = source_fingerprint(dataset, live)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return _Ingest(dataset, live, Path(folder), progress).run(None)
+            return _Ingest(dataset, live, fingerprint, Path(folder), progress).run(None)
     with home.lock("tables"):
         scratch = home.root / "ingest.part"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         tidy_folder(home.tables)
-        fingerprint = source_fingerprint(dataset, live)
         if home.manifest.exists():
             manifest = DataManifest.load(home.manifest, made_by="longtrail ingest")
             if manifest.source_fingerprint == fingerprint:
@@ -115,7 +117,7 @@ def ingest(
         scratch.mkdir()
         try:
             with complete_folder(home.tables) as folder:
-                summary = _Ingest(dataset, live, scratch, progress).run(folder)
+                summary = _Ingest(dataset, live, fingerprint, scratch, progress).run(folder)
             if home.live_texts.exists():
                 ids = pq.read_table(home.behaviors, columns=["behavior_id"])["behavior_id"]
                 TextLog(home.live_texts).forget(set(ids.to_pylist()))
@@ -125,29 +127,52 @@ def ingest(
 
 
 def source_fingerprint(dataset: LoadedDataSet, live: LiveSource | None = None) -> str:
-    """Hash of the data set's content, of its files' paths, sizes and times, and of live events."""
+    """Hash of the data set's content, of its files' bytes, and of live events.
+
+    Where files lie and when they were written does not count: runs that were trained on the same
+    data are of the same data. What is missing does not count either: the query that reads it says
+    so.
+
+    Raises:
+        DataSetError: If a file cannot be read.
+    """
     queries = [dataset.content.events.sql, dataset.content.items.sql]
     if dataset.content.impressions and dataset.content.impressions.sql:
         queries.append(dataset.content.impressions.sql)
-    files = {}
-    for file in (file for sql in queries for file in dataset.files(sql)):
-        if file.exists():
-            status = file.stat()
-            files[str(file)] = [status.st_size, status.st_mtime_ns]
-    content = [FORMAT, dataset.content.model_dump(mode="json"), sorted(files.items())]
+    named = dict.fromkeys(path for sql in queries for path in dataset.files(sql))
+    try:
+        files = [file_fingerprint(file) for path in named for file in _files_at(path)]
+    except OSError as error:
+        raise DataSetError(
+            f"{error.filename} cannot be read ({error.strerror}): the data set file names it"
+        ) from error
+    content = [FORMAT, dataset.content.model_dump(mode="json"), files]
     if live is not None:
         content.append(live.sequence)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """The file, or all below the folder: some tables are folders."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path] if path.exists() else []
 
 
 class _Ingest:
     """One run: a scratch database, filled step by step, then written out."""
 
     def __init__(
-        self, dataset: LoadedDataSet, live: LiveSource | None, scratch: Path, progress: Progress
+        self,
+        dataset: LoadedDataSet,
+        live: LiveSource | None,
+        fingerprint: str,
+        scratch: Path,
+        progress: Progress,
     ) -> None:
         self.dataset = dataset
         self.live = live
+        self.fingerprint = fingerprint
         self.options = dataset.content
         self.progress = progress
         self.notes: list[str] = []
@@ -427,7 +452,7 @@ class _Ingest:
             first_event=one["first"],
             last_event=one["last"],
             num_buckets=_num_buckets(one["events"]),
-            source_fingerprint=source_fingerprint(self.dataset, self.live),
+            source_fingerprint=self.fingerprint,
             max_text_length=options.max_text_length,
             live_sequence=self.live.sequence if self.live else 0,
         )

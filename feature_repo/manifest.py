@@ -96,7 +96,7 @@ class DataManifest(Document):
     num_buckets: int
     """Files in the folder of events; a user's bucket is hash63(user_id) % num_buckets."""
     source_fingerprint: str
-    """Hash of the data set file and of the identity of every file that it reads."""
+    """Hash of the data set file and of the bytes of every file that it reads."""
     max_text_length: int = 1000
     """Characters; longer texts are no behaviours."""
     live_sequence: int = 0

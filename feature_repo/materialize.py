@@ -129,7 +129,7 @@ def materialize(
     end = manifest.now()
     offline = open_offline(store)
     record = home.materialized(profile)
-    with home.lock(f"online-{profile}"), feast_in_log():
+    with home.lock(f"online-{profile}"), feast_in_log(), offline.held():
         try:
             known = _load(home, profile)
         except StoreError as error:  # of another version: what is online is unknown

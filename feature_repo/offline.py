@@ -5,7 +5,8 @@ files or tables. A view is named as Feast knows it, so with its version
 (:mod:`feature_repo.version_names`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ class OfflineStore(Protocol):
     Every method raises :class:`feature_repo.errors.StoreError` where the store cannot be reached
     or does not know the view.
     """
+
+    def held(self) -> AbstractContextManager[None]:
+        """Within it, questions may share what is costly to open; they come from one thread."""
 
     def latest_rows(
         self,
@@ -72,8 +76,8 @@ class OfflineStore(Protocol):
         Empty where the view has no such rows; those of live events are no part.
         """
 
-    def first_event(self, view: str, part: str) -> datetime:
-        """Oldest event time in a part; UTC."""
+    def first_event(self, view: str, parts: Collection[str]) -> datetime:
+        """Oldest event time in some parts, at least one; UTC."""
 
     def ask(self, view: str, question: str) -> tuple[Any, ...]:
         """The first row of a query over the rows of a view.

@@ -5,8 +5,8 @@ against 100k requests took it 38 s and 8 GB. Here only keys and times are joined
 then just the rows that were found are read. A test proves both equal, value by value.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,6 +43,10 @@ class OfflineFiles:
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
+
+    def held(self) -> AbstractContextManager[None]:
+        """Files need no connection."""
+        return nullcontext()
 
     def latest_rows(
         self,
@@ -120,10 +124,10 @@ class OfflineFiles:
         _, pattern = self._source(view)
         return batch_parts(file_parts(pattern))
 
-    def first_event(self, view: str, part: str) -> datetime:
-        """Oldest event time in a file, from its statistics."""
+    def first_event(self, view: str, parts: Collection[str]) -> datetime:
+        """Oldest event time in some files, from their statistics."""
         _, pattern = self._source(view)
-        return oldest_event(pattern.parent / part)
+        return min(oldest_event(pattern.parent / part) for part in parts)
 
     def ask(self, view: str, question: str) -> tuple[Any, ...]:
         """Ask DuckDB."""

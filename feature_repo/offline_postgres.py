@@ -5,7 +5,8 @@ temporary table, the index on (key, times) finds each one's row, and the rows fo
 each once, in the order in which they lie. A test proves both equal, value by value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from numpy.typing import NDArray
-from psycopg import IsolationLevel, sql
+from psycopg import sql
 
 from feature_repo.errors import StoreError
 from feature_repo.offline_files import batch_parts, missing_features
@@ -43,6 +44,10 @@ class OfflinePostgres:
         self._database = Database(store.config.offline_store)
         self._sources: dict[str, tuple[str, str]] = {}
 
+    def held(self) -> AbstractContextManager[None]:
+        """Within it, one session serves every question."""
+        return self._database.held()
+
     def latest_rows(
         self,
         view: str,
@@ -64,8 +69,8 @@ class OfflinePostgres:
 
         def work(session: Session) -> tuple[pa.Table, NDArray[np.int64]]:
             schema = self._schema(session, view, table, columns)
-            session.isolation_level = IsolationLevel.REPEATABLE_READ  # places stay true
             with session.transaction():
+                session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # places stay
                 _upload(session, requests, schema.field(key).type)
                 request, located = _locate(session, table, key, ttl)
                 distinct, inverse = np.unique(located, return_inverse=True)
@@ -128,20 +133,23 @@ class OfflinePostgres:
 
         return self._database.read(work)
 
-    def first_event(self, view: str, part: str) -> datetime:
-        """Oldest event time in a part."""
+    def first_event(self, view: str, parts: Collection[str]) -> datetime:
+        """Oldest event time in some parts."""
         _, table = self._source(view)
-        query = sql.SQL("SELECT first_event FROM {} WHERE table_name = %s AND part = %s").format(
-            sql.Identifier(PARTS_TABLE)
-        )
-        row = self._database.read(lambda session: session.execute(query, [table, part]).fetchone())
-        if row is None:
-            raise StoreError(
-                f"{table} in PostgreSQL holds no part {part} any more: it is being loaded anew; "
-                "run this again when that is done"
+        query = sql.SQL(
+            "SELECT part, first_event FROM {} WHERE table_name = %s AND part = ANY(%s)"
+        ).format(sql.Identifier(PARTS_TABLE))
+        found: dict[str, datetime] = dict(
+            self._database.read(
+                lambda session: session.execute(query, [table, list(parts)]).fetchall()
             )
-        first: datetime = row[0]
-        return first
+        )
+        if gone := sorted(set(parts) - found.keys()):
+            raise StoreError(
+                f"{table} in PostgreSQL holds no part {', '.join(gone)} any more: it is being "
+                "loaded anew; run this again when that is done"
+            )
+        return min(found.values())
 
     def ask(self, view: str, question: str) -> tuple[Any, ...]:
         """Ask PostgreSQL."""
@@ -278,17 +286,25 @@ def _newest_query(
     last: str | int | None,
     num_keys: int,
 ) -> sql.Composed:
-    """Each key's newest row, of the first keys after ``last``; equal times exist but once."""
-    start, end = times
+    """Each key's newest row, of the first keys after ``last``.
+
+    The row is found by a lookup per key, which no plan turns into a scan of the whole table, as it
+    did a join.
+    """
     after = sql.SQL("AND {} > {}").format(sql.Identifier(key), last) if last is not None else None
+    start, end = times
     return sql.SQL(
         """
-        SELECT {columns} FROM {table} t JOIN (
-            SELECT DISTINCT ON ({key}) {key}, event_timestamp, created_timestamp FROM {table}
+        SELECT {columns} FROM (
+            SELECT DISTINCT {key} AS wanted FROM {table}
             WHERE event_timestamp BETWEEN {start} AND {end} {after}
-            ORDER BY {key}, event_timestamp DESC, created_timestamp DESC LIMIT {num_keys}
-        ) newest USING ({key}, event_timestamp, created_timestamp)
-        ORDER BY {key}
+            ORDER BY wanted LIMIT {num_keys}
+        ) keys CROSS JOIN LATERAL (
+            SELECT {columns} FROM {table}
+            WHERE {key} = wanted AND event_timestamp BETWEEN {start} AND {end}
+            ORDER BY event_timestamp DESC, created_timestamp DESC LIMIT 1
+        ) newest
+        ORDER BY wanted
         """
     ).format(
         columns=_names(schema.names),

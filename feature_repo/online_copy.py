@@ -211,13 +211,14 @@ class ViewCopy:
         name = self.view.name
         kept = state and all(parts.get(part) == what for part, what in state.parts.items())
         if state and state.end and kept and features == state.features:
-            added = parts.keys() - state.parts.keys()
-            start = min([state.end, *(self.offline.first_event(name, part) for part in added)])
+            start = state.end
+            if added := parts.keys() - state.parts.keys():
+                start = min(start, self.offline.first_event(name, added))
             if not added and start >= self.end:
                 return None
             whole = sweep = False
         else:
-            start = min(self.offline.first_event(name, part) for part in parts)
+            start = self.offline.first_event(name, parts)
             if start > self.end:
                 raise StoreError(
                     f"{name} has only features from {start} on, after now ({self.end}); is the "
@@ -292,9 +293,7 @@ class ViewCopy:
     def _expires(self, work: Unfinished) -> bool:
         """Whether a row may be older than the view's time to live."""
         oldest = work.end - self.view.ttl if self.view.ttl else EPOCH
-        return oldest > EPOCH and any(
-            self.offline.first_event(self.view.name, part) < oldest for part in work.parts
-        )
+        return oldest > EPOCH and self.offline.first_event(self.view.name, work.parts) < oldest
 
     def _sweep(self, work: Unfinished) -> int:
         """Delete online rows whose key has no row offline that is not expired."""

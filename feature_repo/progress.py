@@ -19,6 +19,24 @@ def silent(advance: int, total: int, **figures: float) -> None:
     """Ignore all news."""
 
 
+def part_of(progress: Progress, whole: int) -> Progress:
+    """The progress of one of the parts of a step that has ``whole`` units in all."""
+
+    def update(advance: int, total: int, **figures: float) -> None:  # noqa: ARG001
+        progress(advance, whole, **figures)
+
+    return update
+
+
+def in_rounds(progress: Progress, number: int) -> Progress:
+    """The progress of ``number`` rounds of equal length as one."""
+
+    def update(advance: int, total: int, **figures: float) -> None:
+        progress(advance, total * number, **figures)
+
+    return update
+
+
 ProgressBars = Callable[[str], AbstractContextManager[Progress]]
 """Opens a bar with a title: for steps that are made of several."""
 
@@ -30,11 +48,21 @@ def no_bars(_view: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def progress_bar(what: str, unit: str) -> Iterator[Progress]:
-    """A bar on stderr with rate and remaining time; a line now and then where it is no terminal."""
-    interval_s = 0.2 if sys.stderr.isatty() else 10.0
+def progress_bar(what: str, unit: str, *, done: int = 0) -> Iterator[Progress]:
+    """A bar on stderr with rate and remaining time; a line now and then where it is no terminal.
+
+    Args:
+        what: Its title.
+        unit: Of what is counted.
+        done: Before it appeared.
+    """
     with tqdm(
-        desc=what, unit=f" {unit}", file=sys.stderr, mininterval=interval_s, dynamic_ncols=True
+        desc=what,
+        unit=f" {unit}",
+        file=sys.stderr,
+        initial=done,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
     ) as bar:
 
         def update(advance: int, total: int, **figures: float) -> None:
@@ -47,13 +75,32 @@ def progress_bar(what: str, unit: str) -> Iterator[Progress]:
         yield update
 
 
-def late_bar(stack: ExitStack, what: str, unit: str) -> Progress:
-    """A progress bar that appears with its first news, so that two steps do not share a line."""
-    bars: list[Progress] = []
+class BarLine(AbstractContextManager["BarLine"]):
+    """Progress bars that follow each other: each appears with its first news and ends the last.
 
-    def update(advance: int, total: int, **figures: float) -> None:
-        if not bars:
-            bars.append(stack.enter_context(progress_bar(what, unit)))
-        bars[0](advance, total, **figures)
+    One that has news again goes on from where it was.
+    """
 
-    return update
+    def __init__(self) -> None:
+        self._shown = ExitStack()
+        self._progress: Progress = silent
+        self._owner: Progress | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
+        self._owner = None
+
+    def bar(self, what: str, unit: str) -> Progress:
+        """One of the bars."""
+        done = 0
+
+        def update(advance: int, total: int, **figures: float) -> None:
+            nonlocal done
+            if self._owner is not update:
+                self._shown.close()
+                self._progress = self._shown.enter_context(progress_bar(what, unit, done=done))
+                self._owner = update
+            self._progress(advance, total, **figures)
+            done += advance
+
+        return update

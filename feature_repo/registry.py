@@ -10,16 +10,9 @@ from feast import FeatureStore
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential,
-)
 
 from feature_repo.connections import DATABASE_URL
-from feature_repo.database_errors import first_line
+from feature_repo.database_errors import first_line, outlasting
 from feature_repo.errors import StoreAwayError, StoreError
 from feature_repo.postgres_session import PATIENCE_S
 
@@ -56,12 +49,9 @@ def open_registry(store: FeatureStore, profile: str, *, patience_s: float = PATI
 
 def _keep_connecting(engine: Engine, patience_s: float) -> None:
     """Let an engine try a connection again; its pool replaces those that broke."""
-    attempts = Retrying(
-        retry=retry_if_exception_type(engine.dialect.loaded_dbapi.OperationalError),
-        stop=stop_after_delay(patience_s),
-        wait=wait_exponential(multiplier=0.1, max=1),
-        before_sleep=_say_retry,
-        reraise=True,
+    away = engine.dialect.loaded_dbapi.OperationalError
+    attempts = outlasting(
+        lambda error: isinstance(error, away), patience_s=patience_s, tell=_say_retry
     )
 
     @event.listens_for(engine, "do_connect")
@@ -69,6 +59,5 @@ def _keep_connecting(engine: Engine, patience_s: float) -> None:
         return attempts(dialect.connect, *words, **names)
 
 
-def _say_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
+def _say_retry(error: BaseException | None) -> None:
     logger.warning("the registry's PostgreSQL: %s; connecting again", first_line(error))

@@ -1,4 +1,7 @@
 import hashlib
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,6 +77,57 @@ def test_a_second_run_changes_nothing_and_a_changed_file_does(
     again = ingest(home, kitchen)
     assert again.changed
     assert again.manifest.last_event.day == 30
+
+
+def test_the_same_data_elsewhere_or_written_again_is_the_same_data(
+    kitchen: LoadedDataSet, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    first = ingest(home, kitchen)
+    for file in kitchen.data_dir.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert not ingest(home, kitchen).changed
+    elsewhere = shutil.copytree(kitchen.data_dir, tmp_path / "elsewhere")
+    copied = kitchen.model_copy(update={"data_dir": elsewhere})
+    moved = ingest(home, copied)
+    assert not moved.changed
+    assert moved.manifest == first.manifest
+    log = elsewhere / "log.csv"
+    status, text = log.stat(), log.read_text()
+    log.write_text(text.replace("look", "keep", 1))  # as long as before
+    os.utime(log, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert ingest(home, copied).changed
+
+
+def test_what_cannot_be_read_is_named(
+    kitchen: LoadedDataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = kitchen.data_dir / "log.csv"
+
+    def refuse(_path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(log))
+
+    monkeypatch.setattr("feature_repo.ingest.file_fingerprint", refuse)
+    with pytest.raises(DataSetError, match=re.escape(f"{log} cannot be read (Permission denied)")):
+        ingest(Home(tmp_path / "home"), kitchen)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_table_may_be_a_folder_of_files(kitchen: LoadedDataSet, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    num_events = ingest(home, kitchen).manifest.num_events
+    log = kitchen.data_dir / "log.csv"
+    text = log.read_text()
+    log.unlink()
+    log.mkdir()
+    (log / "part-1.csv").write_text(text)
+    assert ingest(home, kitchen).manifest.num_events == num_events
+    assert not ingest(home, kitchen).changed
+    header = text.splitlines()[0]
+    (log / "part-2.csv").write_text(f"{header}\n3,2024-03-30 10:00:00,look,new thing,\n")
+    again = ingest(home, kitchen)
+    assert again.changed
+    assert again.manifest.num_events == num_events + 1
 
 
 def test_the_same_files_give_the_same_bytes(kitchen: LoadedDataSet, tmp_path: Path) -> None:

@@ -292,6 +292,31 @@ def test_newest_rows_of_a_range(
     assert moments == {timedelta(0), timedelta(microseconds=2)}
 
 
+def test_questions_within_a_hold_share_one_session(
+    stores: dict[str, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = open_offline(stores["production"])
+    opened: list[Any] = []
+    connect = Database.connect
+
+    def counted(self: Database, **options: Any) -> Any:
+        opened.append(connect(self, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(Database, "connect", counted)
+    with offline.held():
+        parts = offline.parts("user_stats")
+        offline.first_event("user_stats", parts)
+        assert len(opened) == 1
+        with pytest.raises(StoreError, match='column "nothing" does not exist'):
+            offline.ask("user_stats", "SELECT nothing FROM {rows}")
+        offline.parts("user_stats")
+        assert len(opened) == 2  # after an error nobody knows its state
+    assert all(session.closed for session in opened)
+    offline.parts("user_stats")
+    assert len(opened) == 3
+
+
 def test_no_row_in_a_range(offline: OfflineStore) -> None:
     start = datetime(2030, 1, 1, tzinfo=UTC)
     num_keys, batches = offline.newest_rows("user_stats", start=start, end=start, batch_rows=10)
@@ -314,12 +339,12 @@ def test_parts_and_their_first_events(stores: dict[str, FeatureStore]) -> None:
         assert list(parts) == ["part-0.parquet", "part-1.parquet"]
         assert production.parts(view) == parts
         for part in parts:
-            first = embedded.first_event(view, part)
+            first = embedded.first_event(view, [part])
             assert first.utcoffset() == timedelta(0)
-            assert production.first_event(view, part) == first
+            assert production.first_event(view, [part]) == first
             assert first >= datetime.fromtimestamp(START / 1e6, UTC)
     with pytest.raises(StoreError, match=r"holds no part part-9\.parquet any more"):
-        production.first_event("user_stats", "part-9.parquet")
+        production.first_event("user_stats", ["part-9.parquet"])
 
 
 @pytest.mark.parametrize(("view", "step"), [("items", "sequences"), ("user_embeddings", "export")])

@@ -30,6 +30,7 @@ from feature_repo.services.postgres import PostgresServer
 from feature_repo.services.processes import free_port
 from tests.forked import run_forked
 from tests.servers import PASSWORD
+from tests.waiting import wait_until
 
 TIME = pa.timestamp("us", tz="UTC")
 VIEW = "user_stats"
@@ -240,10 +241,7 @@ def test_a_second_load_waits_for_the_first(
 
     def meanwhile() -> None:
         thread.start()
-        deadline = time.monotonic() + 20
-        while "waiting" not in caplog.text:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: "waiting" in caplog.text, most_s=20, poll_s=0.01)
 
     first = load_tables(home, database_at(database_url), bars=after(1, meanwhile))
     thread.join(timeout=20)
