@@ -97,10 +97,13 @@ def open_service(
                 home, profile, run, config=options.ranker, guard=breakers.around_reader
             )
 
-        def open_shadow(run: str) -> Shadow:
+        def open_warm(run: str) -> Ranker:
             ranker = open_ranker(run)
             ranker.warm_up()
-            return Shadow(ranker, share=options.shadow_share, metrics=metrics)
+            return ranker
+
+        def open_shadow(run: str) -> Shadow:
+            return Shadow(open_warm(run), share=options.shadow_share, metrics=metrics)
 
         def open_late(run: str) -> Ranker:
             """What the follower loads; the first model brings the shadow that is still missing."""
@@ -117,8 +120,7 @@ def open_service(
         ranker = shadow = problem = None
         try:
             run = run or current_run(home)
-            ranker = open_ranker(run)
-            ranker.warm_up()
+            ranker = open_warm(run)
             if options.shadow_run is not None:
                 shadow = open_shadow(options.shadow_run)
         except Exception as error:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.attribution import Attribution, attribute
-from encoders.evidence import KINDS, candidate_evidence, evidence_names
+from encoders.evidence import candidate_evidence, evidence_names
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import ProgramParts
@@ -163,13 +163,14 @@ class Scorer:
             newest.history_totals,
             newest.user_dense,
         )
-        kinds = KINDS if self.manifest.evidence_kinds is None else self.manifest.evidence_kinds
         logits = np.empty(num_items, dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, num_items, self._chunk_size):
                 chunk = slice(start, start + self._chunk_size)
                 part = items.take(chunk)
-                evidence = candidate_evidence(user, 0, part, self._table, kinds)
+                evidence = candidate_evidence(
+                    user, 0, part, self._table, self.manifest.evidence_kinds
+                )
                 columns = np.repeat(values[None], len(evidence), axis=0)
                 inputs = (
                     self._vectors,

@@ -16,10 +16,10 @@ from encoders.tuning import MANIFEST_FILE as TUNING_FILE
 from encoders.tuning import TuningManifest
 from feature_repo.artifact import MANIFEST_FILE, load_run_manifest
 from feature_repo.errors import ArtifactError
-from feature_repo.progress import Progress, silent
+from feature_repo.progress import Progress, in_rounds, silent
 from training.artifact import describe_recipe
 from training.config import BaheConfig
-from training.evaluate import Evaluation, ScoredRows, in_rounds, measure, score_runs
+from training.evaluate import Evaluation, ScoredRows, measure, score_runs
 from training.recipes import Recipe, TrainingConfig
 from training.sources import Sources
 from training.train import read_splits, train
@@ -143,7 +143,7 @@ def ablate(
     ablations: Mapping[str, Callable[[Recipe], Recipe]] = ABLATIONS,
     threads: int | None = None,
     reading: Progress = silent,
-    learning: Callable[[str], Progress] = lambda run: silent,  # noqa: ARG005
+    bar: Callable[[str], Progress] = lambda title: silent,  # noqa: ARG005
     scoring: Progress = silent,
 ) -> AblationStudy:
     """Train a recipe and its ablations with the same budget, and test each against the full model.
@@ -159,7 +159,7 @@ def ablate(
         ablations: Name -> what it does to a recipe; one that changes nothing is left out.
         threads: Of the arithmetic.
         reading: Told impressions read.
-        learning: Run -> who is told of its training.
+        bar: Title -> who is told of that step of a training, in impressions.
         scoring: Told rows scored.
 
     Raises:
@@ -201,7 +201,8 @@ def ablate(
             threads=threads,
             make_current=False,
             data=data,
-            learning=learning(run),
+            learning=bar(f"training {run}"),
+            scoring=bar(f"scoring {run}"),
         )
     trained = [run for _, _, run in pending]
     del data

@@ -114,7 +114,7 @@ def fit_calibration(
                 continue
             for name, of_method in losses.items():
                 fitted = _FITS[name](logits[learned], labels[learned])
-                chances = probabilities(calibrate(fitted, logits[held_out]).astype(np.float32))
+                chances = probabilities(calibrate(fitted, logits[held_out]))
                 of_method.append(float(row_losses(labels[held_out], chances).mean()))
     chosen = "none"
     for name in ("platt", "isotonic"):

@@ -2,7 +2,6 @@
 
 import re
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ import click
 
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.errors import NothingToCompareError
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 
 # torch and Feast take seconds to import, and `longtrail --help` must be quick: a command imports
 # the modules that need them when it runs.
@@ -78,8 +77,8 @@ def drift(
     run = against or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)
     try:
-        with ExitStack() as bars:
-            reading = late_bar(bars, "reading features", "impressions")
+        with BarLine() as bars:
+            reading = bars.bar("reading features", "impressions")
             found = measure_drift(
                 sources, run, window=window, threshold=threshold, progress=reading
             )

@@ -1,15 +1,15 @@
 """The command evaluate."""
 
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
 
 from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import Progress, late_bar
+from feature_repo.progress import BarLine
 from training.recipes import RECIPES
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
@@ -104,14 +104,10 @@ def evaluate(
     started = time.monotonic()
     runs = () if ablate else runs or (current_run(settings.home),)
     sources = Sources.open(settings.home, settings.profile)
-    with torch_threads(threads) as num_threads, ExitStack() as bars:
-        reading = late_bar(bars, "reading features", "impressions")
-        scoring = late_bar(bars, "scoring", "impressions")
+    with torch_threads(threads) as num_threads, BarLine() as bars:
+        reading = bars.bar("reading features", "impressions")
+        scoring = bars.bar("scoring", "impressions")
         if ablate:
-
-            def learning(run: str) -> Progress:
-                return late_bar(bars, f"training {run}", "impressions")
-
             study = run_ablations(
                 sources,
                 RECIPES[recipe_name](),
@@ -119,7 +115,7 @@ def evaluate(
                 split=split,
                 threads=num_threads,
                 reading=reading,
-                learning=learning,
+                bar=partial(bars.bar, unit="impressions"),
                 scoring=scoring,
             )
             evaluation, scored = study.evaluations[FULL], study.scored

@@ -1,13 +1,12 @@
 """The command export."""
 
-from contextlib import ExitStack
 from dataclasses import asdict
 
 import click
 
 from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 from feature_repo.publish import publish
 
 # torch and scikit-learn take seconds to import, and `longtrail --help` must be quick: a command
@@ -35,11 +34,11 @@ def export(settings: Settings, run: str | None, threads: int | None) -> None:
 
     run = run or current_run(settings.home)
     sources = Sources.open(settings.home, settings.profile)
-    with torch_threads(threads), ExitStack() as bars:
+    with torch_threads(threads), BarLine() as bars:
         result = export_embeddings(
             sources,
             run,
-            users=late_bar(bars, "users", "users"),
-            items=late_bar(bars, "items", "items"),
+            users=bars.bar("users", "users"),
+            items=bars.bar("items", "items"),
         )
     emit({**asdict(result), "seconds": round(result.seconds, 1), **publish(settings)})

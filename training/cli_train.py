@@ -1,13 +1,12 @@
 """The command train."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 
 import click
 
 from encoders.cli_options import cpu_option, process_threads_option, track_option
 from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 from training.overrides import override
 from training.recipes import RECIPES, Recipe
 
@@ -111,7 +110,7 @@ def train(
     recipe = _recipe(recipe_name, shortcuts, settings_by_name)
     sources = Sources.open(settings.home, settings.profile)
     with open_devices(cpu=cpu) as devices:
-        with ExitStack() as bars:
+        with BarLine() as bars:
             result = run_training(
                 sources,
                 recipe,
@@ -120,8 +119,9 @@ def train(
                 make_current=make_current,
                 devices=devices,
                 track=track,
-                reading=late_bar(bars, "reading features", "impressions"),
-                learning=late_bar(bars, f"training {recipe.name}", "impressions"),
+                reading=bars.bar("reading features", "impressions"),
+                learning=bars.bar(f"training {recipe.name}", "impressions"),
+                scoring=bars.bar(f"scoring {recipe.name}", "impressions"),
             )
         if not devices.is_main:
             return

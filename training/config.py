@@ -353,9 +353,11 @@ class TreesConfig:
 
     package: Literal["sklearn", "lightgbm"] = "sklearn"
     """LightGBM is an extra, and its wheel needs the system's libgomp."""
-    num_trees: int = 300
-    """Grown; as many are kept as rank the validation rows best."""
-    learning_rate: float = 0.06
+    num_trees: int = 1000
+    """Grown at most; as many are kept as have the lowest logloss on the validation rows."""
+    patience: int = 50
+    """Trees without a lower one after which no more are grown."""
+    learning_rate: float = 0.03
     num_leaves: int = 63
     max_depth: int = 12
     """Bounds the steps of a score."""
@@ -373,7 +375,7 @@ class TreesConfig:
         return evidence_kinds(self)
 
     def __post_init__(self) -> None:
-        _at_least(1, num_trees=self.num_trees, max_depth=self.max_depth)
+        _at_least(1, num_trees=self.num_trees, patience=self.patience, max_depth=self.max_depth)
         _at_least(2, num_leaves=self.num_leaves)
         if not 0 < self.feature_share <= 1:
             raise ValueError(f"feature_share must be in (0, 1], got {self.feature_share}")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from feature_repo.artifact import PROGRAM_FILE, ArtifactManifest, load_run_manifest
-from feature_repo.progress import Progress, silent
+from feature_repo.progress import Progress, in_rounds, silent
 from training.comparison import compare, compare_slices
 from training.dataset import ClickData, read_clicks
 from training.impressions import Impressions, load_impressions, load_impressions_file
@@ -255,12 +255,3 @@ def _read(
         data.evidence, data.evidence_names, schema.evidence_names, what="evidence"
     )
     return replace(data, evidence=evidence, evidence_names=schema.evidence_names)
-
-
-def in_rounds(progress: Progress, number: int) -> Progress:
-    """The progress of ``number`` rounds of equal length as one."""
-
-    def update(advance: int, total: int, **figures: float) -> None:
-        progress(advance, total * number, **figures)
-
-    return update

@@ -10,6 +10,7 @@ from torch import Tensor
 from encoders.devices import Devices
 from feature_repo.progress import Progress, silent
 from training.batches import iterate, plan_batches
+from training.bootstrap import Scores
 from training.dataset import ClickData
 
 BATCH_CONTEXTS = 64
@@ -57,6 +58,6 @@ def score(
     return logits
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def probabilities(logits: Scores) -> NDArray[np.float64]:
     """Logistic function, without overflow."""
     return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))

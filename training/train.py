@@ -22,14 +22,15 @@ from feature_repo.artifact import (
 )
 from feature_repo.errors import ArtifactError, DataSetError
 from feature_repo.home import Home, complete_folder
-from feature_repo.progress import Progress, silent
+from feature_repo.progress import Progress, part_of, silent
 from training.artifact import (
     describe_recipe,
     save_weights,
 )
 from training.baselines import ScoreBaseline
+from training.bootstrap import Scores
 from training.build import build_model, fit_inputs, pretrained_layers, texts_to_read
-from training.calibration import CalibratedModel, fit_calibration, fit_platt
+from training.calibration import CalibratedModel, calibrate, fit_calibration, fit_platt
 from training.checkpoint import RunCheckpoint, find_unfinished, open_run_checkpoint
 from training.dataset import ClickData, read_clicks
 from training.identity import check_run_name, new_run_name, run_fingerprint
@@ -81,6 +82,7 @@ def train(
     track: str | None = None,
     reading: Progress = silent,
     learning: Progress = silent,
+    scoring: Progress = silent,
 ) -> TrainingResult:
     """Train a recipe and write its artifact.
 
@@ -98,6 +100,7 @@ def train(
         track: Where curves go, one of :data:`encoders.tracking.TRACKERS`; None = nowhere.
         reading: Told impressions read.
         learning: Told rows learned from, and the loss.
+        scoring: Told rows scored after that, of the validation and test splits.
 
     Raises:
         ArtifactError: If a finished run of this name exists.
@@ -154,15 +157,17 @@ def train(
             with complete_folder(home.runs / name) as part:
                 save_weights(model, part / WEIGHTS_FILE)
                 valid = data["valid"]
-                calibration = fit_calibration(
-                    score(model, _table(sources), valid, truncate=True),
-                    valid.clicked,
-                    valid.user_codes,
-                )
-                calibrated = CalibratedModel(model, calibration)
-                save_program(calibrated, schema, part / PROGRAM_FILE)
+                update = part_of(scoring, len(valid) + len(data["test"]))
+                logits = score(model, _table(sources), valid, truncate=True, progress=update)
+                calibration = fit_calibration(logits, valid.clicked, valid.user_codes)
+                save_program(CalibratedModel(model, calibration), schema, part / PROGRAM_FILE)
                 parts = save_parts(model, calibration, schema, part)
-                metrics = _evaluate(part / PROGRAM_FILE, _table(sources), data)
+                metrics["valid"] = _metrics(valid, calibrate(calibration, logits))
+                program = load_program(part / PROGRAM_FILE)  # what serving runs
+                logits = score(
+                    program, _table(sources), data["test"], truncate=False, progress=update
+                )
+                metrics["test"] = _metrics(data["test"], logits)
                 manifest = artifact_manifest(
                     sources, recipe, schema, name, data["train"], metrics, learned.history
                 ).model_copy(update={"calibration": calibration, "parts": parts})
@@ -219,9 +224,7 @@ def read_splits(
         for split in splits
     }
     all_rows = sum(len(table) for table in tables.values())
-
-    def update(advance: int, total: int, **figures: float) -> None:  # noqa: ARG001
-        progress(advance, all_rows, **figures)
+    update = part_of(progress, all_rows)
 
     data: dict[str, ClickData] = {}
     for split, table in tables.items():
@@ -274,7 +277,7 @@ def _fit(
         if isinstance(module, Trees):
             module.fit(train_data, data["valid"], seed=recipe.training.seed)
     if isinstance(model, ScoreBaseline):
-        calibrate(model, table, train_data)
+        fit_score(model, table, train_data)
     if not recipe.training.epochs:
         return model.eval(), LoopResult(history=[], rows_per_s=None)
     loop = TrainingLoop(
@@ -292,7 +295,7 @@ def _fit(
     return model.to("cpu"), learned
 
 
-def calibrate(model: ScoreBaseline, table: Tensor, data: ClickData) -> None:
+def fit_score(model: ScoreBaseline, table: Tensor, data: ClickData) -> None:
     """Fit slope and bias of a score to the labels, by logistic regression."""
     scores = score(model, table, data, truncate=True)
     slope, bias = fit_platt(scores, data.clicked)
@@ -301,16 +304,5 @@ def calibrate(model: ScoreBaseline, table: Tensor, data: ClickData) -> None:
         model.bias.fill_(bias)
 
 
-def _evaluate(
-    program: Path, table: Tensor, data: dict[str, ClickData]
-) -> dict[str, dict[str, Any]]:
-    """Figures of the exported program, the same that serving runs."""
-    scored = load_program(program)
-    return {
-        split: summarize(
-            data[split].clicked,
-            probabilities(score(scored, table, data[split], truncate=False)),
-            data[split].user_codes,
-        )
-        for split in ("valid", "test")
-    }
+def _metrics(rows: ClickData, logits: Scores) -> dict[str, Any]:
+    return summarize(rows.clicked, probabilities(logits), rows.user_codes)

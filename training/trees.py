@@ -3,140 +3,27 @@
 The trees are grown by a library and then copied into tensors, so that they are exported, scored
 and served like any other model here, and can stand beside a network (:class:`Ensemble`).
 
-Shapes: R = flat candidates, F = features, T = trees, K = nodes of all trees, end to end.
+Shapes: R = flat candidates, F = features.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from feature_repo.errors import LongtrailError
 from training.batches import iterate, plan_batches
 from training.candidates import FlatCandidates
 from training.config import TreesConfig
 from training.dataset import ClickData
-from training.metrics import auc
 from training.program_inputs import ClickModel, ProgramInputs
 from training.schema import InputSchema
 from training.scoring import BATCH_CONTEXTS, MAX_CANDIDATES
-
-CHUNK_ROWS = 4096
-"""Rows of one walk down the trees: R x T places stay within a few megabytes."""
-
-
-@dataclass(frozen=True)
-class GrownTrees:
-    """Trees as arrays; ``x <= threshold`` goes left.
-
-    Args:
-        feature: int [K]; 0 in leaves.
-        threshold: float64 [K].
-        missing_left: bool [K]; where NaN goes.
-        left: int [K]; place of the left child, in leaves the leaf itself.
-        right: int [K]; likewise.
-        value: float64 [K]; logit that a leaf adds.
-        roots: int [T].
-        depth: Steps from a root to its deepest leaf, of all trees.
-        base: Logit before any tree.
-    """
-
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    missing_left: NDArray[np.bool_]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    value: NDArray[np.float64]
-    roots: NDArray[np.int64]
-    depth: int
-    base: float
-
-
-class TreeEnsemble(nn.Module):
-    """The sum of the leaves that a row falls into.
-
-    Cost: R x T x depth steps, each four gathers.
-    """
-
-    feature: Tensor
-    threshold: Tensor
-    missing_left: Tensor
-    left: Tensor
-    right: Tensor
-    value: Tensor
-    roots: Tensor
-    depth: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_trees(
-            GrownTrees(
-                feature=np.zeros(1, dtype=np.int64),
-                threshold=np.zeros(1),
-                missing_left=np.zeros(1, dtype=bool),
-                left=np.zeros(1, dtype=np.int64),
-                right=np.zeros(1, dtype=np.int64),
-                value=np.zeros(1),
-                roots=np.zeros(1, dtype=np.int64),
-                depth=0,
-                base=0.0,
-            )
-        )
-
-    def set_trees(self, trees: GrownTrees) -> None:
-        """Take the place of the trees that are there."""
-        # Inputs are float32: the largest float32 at or below a threshold splits them alike.
-        with np.errstate(over="ignore"):  # beyond float32: infinity, and the next lines mend it
-            threshold = trees.threshold.astype(np.float32)
-        above = threshold.astype(np.float64) > trees.threshold
-        threshold[above] = np.nextafter(threshold[above], np.float32(-np.inf))
-        value = trees.value.astype(np.float64)
-        buffers = {
-            "feature": torch.from_numpy(trees.feature.astype(np.int64)),
-            "threshold": torch.from_numpy(threshold),
-            "missing_left": torch.from_numpy(trees.missing_left.astype(bool)),
-            "left": torch.from_numpy(trees.left.astype(np.int64)),
-            "right": torch.from_numpy(trees.right.astype(np.int64)),
-            "value": torch.from_numpy(value.astype(np.float32)),
-            "roots": torch.from_numpy(trees.roots.astype(np.int64)),
-            "depth": torch.tensor(trees.depth),
-            "base": torch.tensor(trees.base, dtype=torch.float32),
-        }
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-        self._steps = trees.depth
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object
-    ) -> None:
-        """Take the sizes of the trees that are loaded."""
-        for name in dict(self.named_buffers(recurse=False)):
-            if prefix + name in state_dict:
-                self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._steps = int(self.depth)
-
-    def forward(self, x: Float[Tensor, "R F"]) -> Float[Tensor, " R"]:
-        """The logits."""
-        if torch.compiler.is_exporting():
-            return self._walk(x)
-        return torch.cat([self._walk(part) for part in torch.split(x, CHUNK_ROWS)])
-
-    def _walk(self, x: Float[Tensor, "R F"]) -> Float[Tensor, " R"]:
-        place = self.roots.expand(x.shape[0], -1)
-        for _ in range(self._steps):
-            values = x.gather(1, self.feature[place])
-            left = torch.where(
-                values.isnan(), self.missing_left[place], values <= self.threshold[place]
-            )
-            place = torch.where(left, self.left[place], self.right[place])
-        base = self.get_buffer("base")
-        return base + self.value[place].sum(-1)
+from training.tree_ensemble import GrownTrees, TreeEnsemble
 
 
 class Trees(ClickModel):
@@ -173,17 +60,11 @@ class Trees(ClickModel):
         return flat.restore(self.ensemble(self.features(flat, inputs)))
 
     def fit(self, train: ClickData, valid: ClickData, *, seed: int) -> None:
-        """Grow the trees on ``train`` and keep as many as rank ``valid`` best."""
+        """Grow the trees on ``train`` and keep as many as have the lowest loss on ``valid``."""
         grow = _GROWERS[self.config.package]
-        trees = grow(
-            self.config,
-            self._matrix(train),
-            train.clicked,
-            self._matrix(valid),
-            valid.clicked,
-            seed,
-        )
-        self.ensemble.set_trees(trees)
+        rows = self._matrix(train)
+        trees = grow(self.config, rows, train.clicked, self._matrix(valid), valid.clicked, seed)
+        self.ensemble.set_trees(trees, num_features=rows.shape[1])
 
     def _matrix(self, data: ClickData) -> NDArray[np.float32]:
         """float32 [R, F] of all rows, in the data's order."""
@@ -251,11 +132,12 @@ def _grow_sklearn(
         min_samples_leaf=config.min_rows_per_leaf,
         l2_regularization=config.l2,
         max_features=config.feature_share,
-        early_stopping=False,
+        early_stopping=True,
+        n_iter_no_change=config.patience,
+        tol=0.0,
         random_state=seed,
-    ).fit(x, y)
-    scores = [auc(valid_y, chances[:, 1]) for chances in model.staged_predict_proba(valid_x)]
-    kept = int(np.argmax([score or 0.0 for score in scores])) + 1
+    ).fit(x, y, X_val=valid_x, y_val=valid_y)
+    kept = int(np.argmax(model.validation_score_[1:])) + 1  # the first is of no tree; the loss < 0
     # scikit-learn has no public form of its trees; the version is pinned and a test compares.
     nodes = [of_class[0].nodes for of_class in model._predictors[:kept]]
     sizes = np.array([len(tree) for tree in nodes])
@@ -292,7 +174,7 @@ def _grow_lightgbm(
     booster = lightgbm.train(
         {
             "objective": "binary",
-            "metric": "auc",
+            "metric": "binary_logloss",
             "learning_rate": config.learning_rate,
             "num_leaves": config.num_leaves,
             "max_depth": config.max_depth,
@@ -308,7 +190,7 @@ def _grow_lightgbm(
         train,
         config.num_trees,
         valid_sets=[lightgbm.Dataset(valid_x, valid_y, reference=train)],
-        callbacks=[lightgbm.early_stopping(config.num_trees, verbose=False)],
+        callbacks=[lightgbm.early_stopping(config.patience, verbose=False)],
     )
     frame = booster.trees_to_dataframe()
     frame = frame[frame["tree_index"] < (booster.best_iteration or config.num_trees)]

@@ -160,17 +160,22 @@ def test_killed_run_goes_on_and_ends_with_the_weights_of_the_same_seed(world, wh
     def learning(advance: int, total: int, **figures: float) -> None:
         told.append(advance)
 
+    scored = []
     resumed = train(
         replace(world.sources, home=home),
         small_recipe(checkpoint_every_steps=4),
         threads=1,
         learning=learning,
+        scoring=lambda advance, total: scored.append((advance, total)),
     )
     assert resumed.resumed
     assert resumed.run.startswith("bahe_tiny-")
     most = 5 * 16 * 4  # four steps and the killed one, of 16 contexts with 4 rows each
     assert told[0] > 0.6 * 3 * resumed.num_rows - most
     assert sum(told) == 3 * resumed.num_rows
+    in_all = sum(resumed.metrics[split]["num_rows"] for split in ("valid", "test"))
+    assert sum(advance for advance, _ in scored) == in_all
+    assert {total for _, total in scored} == {in_all}
     first, second = (load_file(r.folder / "weights.safetensors") for r in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert whole.history == resumed.history

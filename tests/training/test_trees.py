@@ -19,21 +19,25 @@ from tests.training.world import (
     small_deep_half,
     small_schema,
 )
+from training import tree_ensemble
 from training.artifact import load_model
 from training.build import build_model
 from training.calibration import CalibratedModel
 from training.config import EnsembleConfig, TreesConfig
 from training.dataset import ClickData
 from training.impressions import Impressions
-from training.metrics import auc
+from training.metrics import auc, row_losses
 from training.program import load_program, save_program
 from training.program_inputs import ProgramInputs
 from training.recipes import RECIPES
-from training.scoring import score
+from training.scoring import probabilities, score
 from training.train import read_splits, train
-from training.trees import _GROWERS, GrownTrees, TreeEnsemble, Trees
+from training.tree_ensemble import GrownTrees, TreeEnsemble
+from training.trees import _GROWERS, Trees
 
-SMALL = TreesConfig(num_trees=12, num_leaves=8, max_depth=4, min_rows_per_leaf=5, l2=1.0)
+SMALL = TreesConfig(
+    num_trees=12, learning_rate=0.06, num_leaves=8, max_depth=4, min_rows_per_leaf=5, l2=1.0
+)
 
 
 def random_rows(num: int, seed: int):
@@ -62,18 +66,27 @@ def hard_rows(trees: GrownTrees) -> np.ndarray:
     return rows
 
 
-def library_logits(library: str, num_trees: int, x: np.ndarray) -> np.ndarray:
+@pytest.fixture(params=["sklearn", "lightgbm"])
+def library(request: pytest.FixtureRequest) -> str:
+    if request.param == "lightgbm":
+        pytest.importorskip("lightgbm", reason="an extra", exc_type=(ImportError, OSError))
+    return str(request.param)
+
+
+def library_logits(
+    library: str, num_trees: int, x: np.ndarray, config: TreesConfig = SMALL
+) -> np.ndarray:
     """What the library's own model of the same rows and settings says."""
     rows, labels = random_rows(600, seed=1)
     if library == "sklearn":
         model = HistGradientBoostingClassifier(
-            learning_rate=SMALL.learning_rate,
+            learning_rate=config.learning_rate,
             max_iter=num_trees,
-            max_leaf_nodes=SMALL.num_leaves,
-            max_depth=SMALL.max_depth,
-            min_samples_leaf=SMALL.min_rows_per_leaf,
-            l2_regularization=SMALL.l2,
-            max_features=SMALL.feature_share,
+            max_leaf_nodes=config.num_leaves,
+            max_depth=config.max_depth,
+            min_samples_leaf=config.min_rows_per_leaf,
+            l2_regularization=config.l2,
+            max_features=config.feature_share,
             early_stopping=False,
             random_state=0,
         )
@@ -82,12 +95,12 @@ def library_logits(library: str, num_trees: int, x: np.ndarray) -> np.ndarray:
 
     settings = {
         "objective": "binary",
-        "learning_rate": SMALL.learning_rate,
-        "num_leaves": SMALL.num_leaves,
-        "max_depth": SMALL.max_depth,
-        "min_data_in_leaf": SMALL.min_rows_per_leaf,
-        "lambda_l2": SMALL.l2,
-        "feature_fraction_bynode": SMALL.feature_share,
+        "learning_rate": config.learning_rate,
+        "num_leaves": config.num_leaves,
+        "max_depth": config.max_depth,
+        "min_data_in_leaf": config.min_rows_per_leaf,
+        "lambda_l2": config.l2,
+        "feature_fraction_bynode": config.feature_share,
         "num_threads": 1,
         "deterministic": True,
         "force_row_wise": True,
@@ -98,42 +111,82 @@ def library_logits(library: str, num_trees: int, x: np.ndarray) -> np.ndarray:
     return booster.predict(x, raw_score=True)
 
 
-@pytest.mark.parametrize("library", ["sklearn", "lightgbm"])
-def test_copied_trees_score_as_the_library_does(library):
-    if library == "lightgbm":
-        pytest.importorskip("lightgbm", reason="an extra", exc_type=(ImportError, OSError))
+def test_copied_trees_score_as_the_library_does(library, monkeypatch):
     torch.set_num_threads(1)
     grown = _GROWERS[library](SMALL, *random_rows(600, seed=1), *random_rows(200, seed=2), 0)
     assert 1 <= len(grown.roots) <= SMALL.num_trees
     x = np.concatenate([hard_rows(grown), random_rows(300, seed=4)[0]])
     ensemble = TreeEnsemble()
-    ensemble.set_trees(grown)
+    ensemble.set_trees(grown, num_features=x.shape[1])
     found = ensemble(torch.from_numpy(x)).numpy()
+    monkeypatch.setattr(tree_ensemble, "TREES_AT_ONCE", 5)
+    monkeypatch.setattr(tree_ensemble, "ROWS_AT_ONCE", 7)
+    np.testing.assert_allclose(ensemble(torch.from_numpy(x)).numpy(), found, atol=1e-6)
     expected = library_logits(library, len(grown.roots), x)
     assert np.unique(expected).size > 50
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def one_split(
+    threshold: float, *, missing_left: bool = False, feature: int = 0, base: float = 0.0
+) -> TreeEnsemble:
+    """A tree that says -1 on the left and 1 on the right."""
+    ensemble = TreeEnsemble()
+    ensemble.set_trees(
+        GrownTrees(
+            feature=np.array([feature, 0, 0]),
+            threshold=np.array([threshold, 0, 0]),
+            missing_left=np.array([missing_left, False, False]),
+            left=np.array([1, 1, 2]),
+            right=np.array([2, 1, 2]),
+            value=np.array([0, -1, 1.0]),
+            roots=np.array([0]),
+            depth=1,
+            base=base,
+        ),
+        num_features=feature + 1,
+    )
+    return ensemble
+
+
 def test_thresholds_that_no_float32_holds_split_float32_numbers_alike():
     for threshold in (0.1, -0.1, 1 / 3, 0.5):
-        ensemble = TreeEnsemble()
-        ensemble.set_trees(
-            GrownTrees(
-                feature=np.array([0, 0, 0]),
-                threshold=np.array([threshold, 0, 0]),
-                missing_left=np.array([False] * 3),
-                left=np.array([1, 1, 2]),
-                right=np.array([2, 1, 2]),
-                value=np.array([0, -1, 1.0]),
-                roots=np.array([0]),
-                depth=1,
-                base=0.25,
-            )
-        )
+        ensemble = one_split(threshold, base=0.25)
         near = np.float32(threshold)
         x = np.array([np.nextafter(near, np.float32(s)) for s in (-9, 9)] + [near], np.float32)
         expected = np.where(x.astype(np.float64) <= threshold, -0.75, 1.25)
         np.testing.assert_array_equal(ensemble(torch.from_numpy(x[:, None])).numpy(), expected)
+
+
+@pytest.mark.parametrize("threshold", [-np.inf, 0.0, np.inf])
+@pytest.mark.parametrize("missing_left", [False, True])
+def test_infinite_and_missing_values_go_where_they_shall(threshold, missing_left):
+    """With infinity as threshold all but missing values go left: scikit-learn splits so, too."""
+    ensemble = one_split(threshold, missing_left=missing_left, feature=1)
+    x = np.array([-np.inf, -1, 0, 1, np.inf, np.nan], np.float32)
+    left = np.where(np.isnan(x), missing_left, x <= threshold)
+    rows = torch.from_numpy(np.stack([np.full_like(x, np.nan), x], axis=1))
+    np.testing.assert_array_equal(ensemble(rows).numpy(), np.where(left, -1.0, 1.0))
+
+
+def test_growing_stops_where_validation_rows_gain_nothing(library):
+    rows, labels = random_rows(600, seed=1)
+    noise = np.random.default_rng(0).integers(0, 2, 200)
+    config = replace(SMALL, num_trees=100_000, patience=3)  # would take hours
+    grown = _GROWERS[library](config, rows, labels, random_rows(200, seed=2)[0], noise, 0)
+    assert 1 <= len(grown.roots) < 1000
+
+
+def test_as_many_trees_are_kept_as_have_the_lowest_loss(library):
+    config = replace(SMALL, learning_rate=0.5, num_trees=30)
+    valid, labels = random_rows(200, seed=2)
+    grown = _GROWERS[library](config, *random_rows(600, seed=1), valid, labels, 0)
+    losses = [
+        row_losses(labels, probabilities(library_logits(library, count, valid, config))).mean()
+        for count in range(1, config.num_trees + 1)
+    ]
+    assert 1 < len(grown.roots) < config.num_trees
+    assert len(grown.roots) == int(np.argmin(losses)) + 1
 
 
 def test_without_lightgbm_the_sentence_says_what_to_do(monkeypatch):
@@ -278,7 +331,7 @@ def test_a_run_of_no_epochs_writes_an_artifact_that_loads_again(tmp_path):
     assert result.metrics["test"]["auc"] > 0.8
     manifest = load_run_manifest(sources.home, "grown")
     model = load_model(sources, manifest)
-    assert model.ensemble.roots.numel() >= 1
+    assert int(model.ensemble.num_trees) >= 1
     calibrated = CalibratedModel(model, manifest.calibration)
     table = torch.from_numpy(sources.table.vectors)
     eager = score(calibrated, table, data["test"], truncate=True)
