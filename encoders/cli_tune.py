@@ -1,6 +1,5 @@
 """The command tune."""
 
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -9,8 +8,8 @@ import click
 
 from encoders.cli_options import encoder_options
 from encoders.config import EncoderConfig, Pooling, Precision, TuningConfig, TuningRecipe
-from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import late_bar
+from feature_repo.command import Settings, emit, pass_settings, rounded, say
+from feature_repo.progress import BarLine
 
 
 @click.command(short_help="Teach a language model which behaviours go together.")
@@ -132,13 +131,13 @@ def tune(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    with ExitStack() as bars:
+    with BarLine() as bars:
         summary = run_tuning(
             settings.home,
             config,
             folder,
             until=until and until.replace(tzinfo=UTC),
-            progress=late_bar(bars, "tune", "steps"),
+            progress=bars.bar("tune", "steps"),
         )
     manifest = summary.manifest
     if summary.steps_resumed:
@@ -162,13 +161,9 @@ def tune(
             "first_loss": round(manifest.losses[0], 4),
             "last_loss": round(manifest.losses[-1], 4),
             "held_out_pairs": manifest.held_out.num_pairs,
-            "held_out_auc_before": _rounded(manifest.held_out.before),
-            "held_out_auc_after": _rounded(manifest.held_out.after),
+            "held_out_auc_before": rounded(manifest.held_out.before),
+            "held_out_auc_after": rounded(manifest.held_out.after),
             "seen_labels": manifest.seen_labels,
             "seconds": round(summary.seconds, 1),
         }
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -19,6 +19,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from encoders.config import Precision
+
 T = TypeVar("T")
 
 WAITING_TIME = timedelta(hours=12)
@@ -121,6 +123,12 @@ def open_devices(*, cpu: bool = False) -> Iterator[Devices]:
     )
     # After an error the other processes may still wait for this one: torchrun ends them.
     state.destroy_process_group()
+
+
+def products_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which matrix products are of a precision; weights and sums stay float32."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def candidate_evidence(
     row: int,
     items: ItemInputs,
     table: EmbeddingTable,
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[str] | None = None,
 ) -> NDArray[np.float32]:
     """The evidence of candidates for one user.
 
@@ -66,7 +66,7 @@ def candidate_evidence(
         row: Which of them.
         items: The C candidates.
         table: Vectors of the texts.
-        kinds: Those that are wanted, of :data:`KINDS`; the others are NaN.
+        kinds: Those that are wanted, of :data:`KINDS`; the others are NaN. None = all.
 
     Returns:
         float32 [C, E], in the order of :func:`evidence_names`; NaN = nothing to say.
@@ -85,8 +85,9 @@ def candidate_evidence(
         "near": (len(NEAR_WEIGHTS), len(NEAR)),
         "text": (num_scenes, len(TEXT)),
     }
+    wanted = KINDS if kinds is None else kinds
     parts = [
-        compute[kind]() if kind in kinds else np.full((num, *sizes[kind]), np.nan, np.float32)
+        compute[kind]() if kind in wanted else np.full((num, *sizes[kind]), np.nan, np.float32)
         for kind in KINDS
     ]
     flat = [part.reshape(num, part.shape[1] * part.shape[2]) for part in parts]

@@ -27,6 +27,7 @@ from encoders.checkpoint import (
 )
 from encoders.config import TuningConfig
 from encoders.cooccurrence import CoOccurrence
+from encoders.devices import products_in
 from encoders.schedule import warmup_cosine
 from encoders.text_encoder import pool
 from feature_repo.errors import EncoderError
@@ -215,11 +216,10 @@ class Tuner:
         """Pooled states [B, D] of the texts at each layer that has a loss."""
         block, keep = self.tokens.block(rows, padding_id=self.padding_id)
         mask = None if keep is None else torch.from_numpy(keep)
-        dtype = getattr(torch, self.config.dtype)
         # Plain attention products: their backward takes half the time of the fused kernel's.
         with (
             sdpa_kernel(SDPBackend.MATH),
-            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+            products_in(self.config.dtype, torch.device("cpu")),
         ):
             states = self.model(
                 input_ids=torch.from_numpy(block), attention_mask=mask, output_hidden_states=True

@@ -1,12 +1,10 @@
 """The commands lm average and merge."""
 
-from contextlib import ExitStack
-
 import click
 
 from encoders.cli_options import threads_option
 from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 
 
 @click.command(short_help="Average the weights that a pretraining kept.")
@@ -40,14 +38,14 @@ def average(
         if model is None
         else find_language_model(home, model)
     )
-    with open_devices() as devices, torch_threads(threads), ExitStack() as bars:
+    with open_devices() as devices, torch_threads(threads), BarLine() as bars:
         summary = run_average(
             home,
             folder,
             last=last,
             name=name,
             device=devices.device,
-            progress=late_bar(bars, "measuring", "models"),
+            progress=bars.bar("measuring", "models"),
         )
     manifest = summary.manifest
     if manifest.gain <= 0:

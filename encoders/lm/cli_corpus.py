@@ -1,7 +1,6 @@
 """The command ``lm corpus``."""
 
 import time
-from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ import click
 from feature_repo.command import Settings, emit, pass_settings
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 
 _BUILT_IN = ("listings", "baskets", "histories", "python_docs")
 
@@ -158,8 +157,8 @@ def build_and_tell(home: Home, config: Any) -> dict[str, Any]:
     from encoders.lm.corpus_builder import build_corpus
 
     began = time.perf_counter()
-    with ExitStack() as bars:
-        manifest = build_corpus(home, config, late_bar(bars, "corpus", "documents"))
+    with BarLine() as bars:
+        manifest = build_corpus(home, config, bars.bar("corpus", "documents"))
     sources = manifest.sources
     return {
         "folder": str(home.corpus),

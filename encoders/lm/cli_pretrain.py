@@ -1,6 +1,5 @@
 """The commands lm plan and pretrain; with those of what follows."""
 
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import get_args
 
@@ -12,7 +11,7 @@ from encoders.lm.cli_average import commands as average_commands
 from encoders.lm.recipes import RECIPES, Optimizer, PretrainingConfig
 from feature_repo.command import Settings, emit, pass_settings, say
 from feature_repo.errors import EncoderError
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 
 # torch and transformers take seconds to import, and `longtrail --help` must be quick: a command
 # imports the modules that need them when it runs.
@@ -208,7 +207,7 @@ def pretrain(
     }
     config = _changed(RECIPES[recipe_name](), {**given}, {**length}, general_share)
     with open_devices(cpu=cpu) as devices:
-        with ExitStack() as bars:
+        with BarLine() as bars:
             summary = run_pretraining(
                 settings.home,
                 config,
@@ -218,8 +217,8 @@ def pretrain(
                 threads=threads,
                 devices=devices,
                 track=track,
-                reading=late_bar(bars, "tokenising", "bytes"),
-                learning=late_bar(bars, "pretraining", "steps"),
+                reading=bars.bar("tokenising", "bytes"),
+                learning=bars.bar("pretraining", "steps"),
             )
         if not devices.is_main:
             return

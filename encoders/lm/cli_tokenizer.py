@@ -1,7 +1,6 @@
 """The commands ``lm tokenizer`` and ``lm extend``."""
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 from encoders.lm.cli_corpus import corpus_must_be
 from encoders.lm.tokenizer_config import ExtendConfig, TokenizerConfig
 from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import late_bar
+from feature_repo.progress import BarLine
 
 
 @click.command(short_help="Train an own tokenizer on the corpus.")
@@ -79,12 +78,12 @@ def tokenizer(settings: Settings, /, **options: Any) -> None:
     began = time.perf_counter()
     config = TokenizerConfig(**options)
     corpus_must_be(settings.home)
-    with ExitStack() as bars:
+    with BarLine() as bars:
         summary = train_tokenizer(
             settings.home,
             config,
-            late_bar(bars, "read", "texts"),
-            phrase_progress=late_bar(bars, "learn", "phrases"),
+            bars.bar("read", "texts"),
+            phrase_progress=bars.bar("learn", "phrases"),
         )
     report = summary.report
     if report.vocab_size < config.vocab_size:
@@ -156,14 +155,14 @@ def extend(
     began = time.perf_counter()
     config = ExtendConfig(num_tokens=num_tokens, min_frequency=min_frequency)
     corpus_must_be(settings.home)
-    with ExitStack() as bars:
+    with BarLine() as bars:
         summary = extend_tokenizer(
             settings.home,
             base,
             name,
             config,
             model=model,
-            progress=late_bar(bars, "extend", "documents"),
+            progress=bars.bar("extend", "documents"),
         )
     report = summary.report
     emit(

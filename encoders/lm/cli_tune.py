@@ -1,14 +1,13 @@
 """The commands ``lm tune`` and ``lm generate``."""
 
-from contextlib import ExitStack
 from typing import get_args
 
 import click
 
 from encoders.cli_options import cpu_option, threads_option
 from encoders.config import Precision
-from feature_repo.command import Settings, emit, pass_settings, say
-from feature_repo.progress import late_bar
+from feature_repo.command import Settings, emit, pass_settings, rounded, say
+from feature_repo.progress import BarLine
 
 
 @click.command(short_help="Teach a language model tasks made of the shop's own records.")
@@ -135,16 +134,18 @@ def tune(
     )
     home = settings.home
     base = model_to_tune(home) if model is None else find_language_model(home, model)
-    with ExitStack() as stack:
-        devices = stack.enter_context(open_devices(cpu=cpu))
-        stack.enter_context(torch_threads(threads, num_local_processes=devices.num_local_processes))
+    with (
+        open_devices(cpu=cpu) as devices,
+        torch_threads(threads, num_local_processes=devices.num_local_processes),
+        BarLine() as bars,
+    ):
         summary = tune_on_tasks(
             home,
             base,
             name or f"{base.name}-tuned",
             config,
             devices=devices,
-            progress=late_bar(stack, "tuning", "steps"),
+            progress=bars.bar("tuning", "steps"),
         )
         if not devices.is_main:
             return
@@ -160,8 +161,8 @@ def tune(
             "base_model": manifest.base_model,
             "num_examples": manifest.num_examples,
             "steps": manifest.steps,
-            "held_out_loss_before": _rounded(manifest.held_out_before),
-            "held_out_loss_after": _rounded(next(iter(last.values()), None)),
+            "held_out_loss_before": rounded(manifest.held_out_before),
+            "held_out_loss_after": rounded(next(iter(last.values()), None)),
             "until": manifest.until.isoformat(),
             "seconds": round(summary.seconds, 1),
         }
@@ -242,16 +243,14 @@ def generate(
     if task is not None:
         asked = [f"{INSTRUCTION}{task}{prompt}{ANSWER}" for prompt in prompts]
     single = len(asked) == 1
-    with ExitStack() as stack:
-        devices = stack.enter_context(open_devices(cpu=cpu))
-        stack.enter_context(torch_threads(threads))
+    with open_devices(cpu=cpu) as devices, torch_threads(threads), BarLine() as bars:
         texts = write(
             loaded.to(devices.device),
             tokenizer,
             asked,
             options,
             on_text=_show if single else None,
-            **({} if single else {"progress": late_bar(stack, "generate", "texts")}),
+            **({} if single else {"progress": bars.bar("generate", "texts")}),
         )
     if single:
         say("")
@@ -261,10 +260,6 @@ def generate(
 def _show(piece: str) -> None:
     """A piece of a text that is being written."""
     click.echo(piece, nl=False, err=True)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 commands: list[click.Command] = [tune, generate]

@@ -18,14 +18,13 @@ from typing import Any, Literal
 import torch
 from pydantic import AwareDatetime
 
-from encoders.checkpoint import checkpoint_folder
 from encoders.config import Precision
-from encoders.devices import Devices
+from encoders.devices import Devices, products_in
 from encoders.fingerprint import model_fingerprint
 from encoders.lm.adapters import Adapters
 from encoders.lm.examples import Example, TaskConfig, examples_fingerprint
 from encoders.lm.instruction_rows import InstructionStream
-from encoders.lm.learning_state import CurvePoint, Validation
+from encoders.lm.learning_state import CurvePoint, RunManifest, Validation
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.model_folder import (
     check_model_name,
@@ -33,13 +32,13 @@ from encoders.lm.model_folder import (
     save_language_model,
 )
 from encoders.lm.pretrainer import Pretrainer, Validate
-from encoders.lm.pretraining_setup import open_run, prepare_model
+from encoders.lm.pretraining_setup import finished_run, open_run, prepare_model
 from encoders.lm.recipes import LearningConfig
 from encoders.lm.sharding import whole
 from encoders.lm.tasks import build_examples, choose
 from feature_repo.errors import EncoderError
 from feature_repo.home import Home, complete_folder
-from feature_repo.manifest import Document, load_manifest
+from feature_repo.manifest import load_manifest
 from feature_repo.progress import Progress, silent
 from feature_repo.revision import git_revision
 
@@ -115,13 +114,11 @@ class InstructionTuningConfig:
         )
 
 
-class InstructionTuningManifest(Document):
+class InstructionTuningManifest(RunManifest):
     """What a tuned model was made from."""
 
     format: Literal[1] = 1
     created: AwareDatetime
-    fingerprint: str
-    """Of the base model, the examples and the settings."""
     base_model: str
     base_model_fingerprint: str
     dataset: str
@@ -194,11 +191,11 @@ def tune_on_tasks(
         [asdict(config), base_fingerprint, examples_fingerprint(examples)], sort_keys=True
     )
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    # Killed between the model and the end, the run ends once more.
-    if folder.exists() and not checkpoint_folder(folder).exists():
-        return InstructionTuningSummary(
-            folder, _same(folder, fingerprint), 0, time.perf_counter() - started
-        )
+    there = finished_run(
+        folder, fingerprint, InstructionTuningManifest, TUNING_FILE, made_by="longtrail lm tune"
+    )
+    if there is not None:
+        return InstructionTuningSummary(folder, there, 0, time.perf_counter() - started)
     model, tokenizer = load_language_model(base)
     length = min(config.sequence_length, int(model.config.max_position_embeddings))
     stream = InstructionStream(
@@ -258,22 +255,6 @@ def tune_on_tasks(
     )
 
 
-def _same(folder: Path, fingerprint: str) -> InstructionTuningManifest:
-    """The manifest of a folder that is there already.
-
-    Raises:
-        EncoderError: If it is not what would be made.
-    """
-    if (folder / TUNING_FILE).exists():
-        manifest = InstructionTuningManifest.load(folder / TUNING_FILE, made_by="longtrail lm tune")
-        if manifest.fingerprint == fingerprint:
-            return manifest
-    raise EncoderError(
-        f"there is another model {folder.name!r} in {folder.parent}, made with other settings or "
-        "data: give another --name, or delete it"
-    )
-
-
 def _measure(
     loss: LanguageModelLoss,
     examples: Sequence[Example],
@@ -296,7 +277,8 @@ def _measure(
         nats = num_targets = 0.0
         for first in range(0, stream.num_rows, config.pass_rows):
             rows = stream.rows(first, min(first + config.pass_rows, stream.num_rows)).to(device)
-            nats += float(loss(rows.inputs, rows.targets, rows.positions, by_token=True).sum())
+            with products_in(config.precision, device):
+                nats += float(loss(rows.inputs, rows.targets, rows.positions, by_token=True).sum())
             num_targets += rows.num_targets
         return {HELD_OUT: nats / num_targets}
 

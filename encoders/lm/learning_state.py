@@ -5,6 +5,13 @@ from encoders.lm.recipes import LearningConfig
 from feature_repo.manifest import Document
 
 
+class RunManifest(Document):
+    """What every model that was learned tells of itself."""
+
+    fingerprint: str
+    """Of all that decides the weights."""
+
+
 class CurvePoint(Document):
     """Loss of the steps since the point before."""
 

@@ -36,7 +36,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = states.new_zeros((), dtype=torch.float32)
         size = max(1, _BLOCK_LOGITS // len(weight))
-        chunk = max(1, _CHUNK_LOGITS // len(weight)) if states.device.type == "cpu" else size
+        chunk = _chunk_rows(len(weight), states.device)
         slopes = rows.new_empty(min(size, len(rows)), len(weight))
         for first in range(0, len(rows), size):
             block = slice(first, min(first + size, len(rows)))
@@ -94,13 +94,15 @@ class LanguageModelLoss(nn.Module):
         weight = self.model.get_output_embeddings().weight
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        flat = targets.flatten()
+        kept = targets.flatten() != IGNORED
+        told = targets.flatten()[kept]
         if by_token:
-            return _nats(states.to(dtype), weight.to(dtype), flat).view_as(targets)
-        kept = flat != IGNORED
+            each: Tensor = states.new_zeros(targets.shape, dtype=torch.float32)
+            each.view(-1)[kept] = _nats(states[kept].to(dtype), weight.to(dtype), told)
+            return each
         if not bool(kept.all()):
-            states, flat = states[kept], flat[kept]
-        nats: Tensor = _ChunkedCrossEntropy.apply(states, weight, flat, dtype)  # type: ignore[no-untyped-call]
+            states = states[kept]
+        nats: Tensor = _ChunkedCrossEntropy.apply(states, weight, told, dtype)  # type: ignore[no-untyped-call]
         return nats
 
 
@@ -109,14 +111,15 @@ def _nats(
     states: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
     """Negative log likelihood of each target, chunk by chunk."""
-    size = max(1, _BLOCK_LOGITS // len(weight))
+    size = _chunk_rows(len(weight), states.device)
     parts = [
-        functional.cross_entropy(
-            functional.linear(rows, weight).float(),
-            told,
-            ignore_index=IGNORED,
-            reduction="none",
-        )
+        functional.cross_entropy(functional.linear(rows, weight).float(), told, reduction="none")
         for rows, told in zip(torch.split(states, size), torch.split(targets, size), strict=True)
     ]
     return torch.cat(parts)
+
+
+def _chunk_rows(num_tokens: int, device: torch.device) -> int:
+    """Rows of logits over a vocabulary that are made at once."""
+    logits = _CHUNK_LOGITS if device.type == "cpu" else _BLOCK_LOGITS
+    return max(1, logits // num_tokens)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from encoders.checkpoint import Checkpoint
-from encoders.devices import Devices
+from encoders.devices import Devices, products_in
 from encoders.lm.learning_state import (
     CurvePoint,
     LearningState,
@@ -179,14 +179,12 @@ class Pretrainer:
         total, devices = rows.num_targets, self.devices
         share = self.config.batch_rows // devices.num_processes
         own = rows.rows(devices.process_index * share, (devices.process_index + 1) * share)
-        dtype = getattr(torch, self.config.precision)
-        kind = devices.device.type
         # FSDP takes the mean of the processes' gradients, not their sum.
         factor = devices.num_processes if self._is_sharded else 1
         loss = torch.zeros((), device=devices.device)
         for first in range(0, share, self.config.pass_rows):
             part = own.rows(first, first + self.config.pass_rows).to(devices.device)
-            with torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
+            with products_in(self.config.precision, devices.device):
                 nats = self.loss(part.inputs, part.targets, part.positions) / total
             (nats * factor).backward()
             loss += nats.detach()

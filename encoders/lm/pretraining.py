@@ -46,6 +46,7 @@ from encoders.lm.pretraining_setup import (
 from encoders.lm.recipes import PretrainingConfig
 from encoders.lm.sharding import whole
 from encoders.lm.shards import (
+    COMMAND,
     TokenShard,
     make_shards,
     open_shards,
@@ -143,7 +144,9 @@ def pretrain(
             model, made = load_language_model(base_folder)
         corpus = load_corpus(home)
         fingerprint = run_fingerprint(config, corpus, made, base_folder, devices)
-        there = finished_run(folder, fingerprint)
+        there = finished_run(
+            folder, fingerprint, PretrainingManifest, PRETRAINING_FILE, made_by=COMMAND
+        )
         if there is not None:
             return PretrainingSummary(folder, there, 0, time.perf_counter() - started)
         if devices.is_main:

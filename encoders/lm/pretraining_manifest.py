@@ -4,17 +4,14 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
-from encoders.lm.learning_state import CurvePoint, Validation
-from feature_repo.manifest import Document
+from encoders.lm.learning_state import CurvePoint, RunManifest, Validation
 
 
-class PretrainingManifest(Document):
+class PretrainingManifest(RunManifest):
     """What a model was made from, and how it went."""
 
     format: Literal[1] = 1
     created: AwareDatetime
-    fingerprint: str
-    """Of all that decides the weights."""
     recipe: str
     base_model: str | None
     """Folder of the model that went on; None = from nothing."""

@@ -6,25 +6,34 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from encoders.checkpoint import Checkpoint, checkpoint_folder, open_checkpoint
 from encoders.devices import Devices
 from encoders.fingerprint import model_fingerprint
 from encoders.lm.corpus import CorpusManifest
-from encoders.lm.learning_state import LearningState
+from encoders.lm.learning_state import LearningState, RunManifest
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.mixture import CONTINUED_GENERAL_SHARE, mixture
-from encoders.lm.model_folder import PRETRAINING_FILE
-from encoders.lm.pretraining_manifest import PretrainingManifest
 from encoders.lm.recipes import CONTINUED_RATE_SHARE, LearningConfig, PretrainingConfig
 from encoders.lm.sharding import shard
-from encoders.lm.shards import COMMAND, TokenShard, tokenizer_fingerprint
+from encoders.lm.shards import TokenShard, tokenizer_fingerprint
 from feature_repo.errors import EncoderError
 
+Manifest = TypeVar("Manifest", bound=RunManifest)
 
-def finished_run(folder: Path, fingerprint: str) -> PretrainingManifest | None:
+
+def finished_run(
+    folder: Path, fingerprint: str, kind: type[Manifest], file: str, *, made_by: str
+) -> Manifest | None:
     """What a run before this one has finished; None where there is nothing.
+
+    Args:
+        folder: Of the model.
+        fingerprint: Of all that decides the weights of this run.
+        kind: What models of this run tell of themselves.
+        file: Where in the folder.
+        made_by: Command that makes such models.
 
     Raises:
         EncoderError: If it is something else.
@@ -32,8 +41,8 @@ def finished_run(folder: Path, fingerprint: str) -> PretrainingManifest | None:
     # Killed between the model and the end, the run ends once more.
     if not folder.exists() or checkpoint_folder(folder).exists():
         return None
-    if (folder / PRETRAINING_FILE).exists():
-        manifest = PretrainingManifest.load(folder / PRETRAINING_FILE, made_by=COMMAND)
+    if (folder / file).exists():
+        manifest = kind.load(folder / file, made_by=made_by)
         if manifest.fingerprint == fingerprint:
             return manifest
     raise EncoderError(

@@ -111,12 +111,11 @@ class LearningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            allowed = ", ".join(get_args(Precision))
-            raise EncoderError(f"precision must be one of {allowed}, got {self.precision!r}")
-        if self.optimizer not in get_args(Optimizer):
-            allowed = ", ".join(get_args(Optimizer))
-            raise EncoderError(f"optimizer must be one of {allowed}, got {self.optimizer!r}")
+        for name, allowed in (("precision", Precision), ("optimizer", Optimizer)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                choices = ", ".join(get_args(allowed))
+                raise EncoderError(f"{name} must be one of {choices}, got {value!r}")
         if self.optimizer == "muon" and self.sharded:
             raise EncoderError("muon needs whole matrices: leave sharded out, or take adamw")
         if (self.steps is None) == (self.minutes is None):

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.config import Precision
+from encoders.devices import products_in
 from encoders.lm.likelihood import document_bits
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.shards import TokenShard
@@ -83,10 +84,8 @@ class ValidationTexts:
 def _teller(
     loss: LanguageModelLoss, device: torch.device, precision: Precision
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    dtype = getattr(torch, precision)
-
     def tell(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with products_in(precision, device):
             nats: torch.Tensor = loss(inputs, targets, by_token=True)
         return nats
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from encoders.lm.documents import end_token, start_token, text_bytes, tokenize_documents
 from encoders.lm.likelihood import measure_likelihood
@@ -43,6 +44,32 @@ def test_bits_are_those_of_one_token_at_a_time(batch_tokens: int, context: int) 
         assert bits == pytest.approx(bits_one_by_one(model, tokens, 0, context), rel=1e-4)
     assert found.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     assert found.bits_per_byte == pytest.approx(found.bits.sum() / found.num_bytes.sum())
+
+
+class MakesAllLogits(nn.Module):
+    """A model of an architecture that cannot leave out logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.whole, self.config, self.device = model, model.config, model.device
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        return self.whole(input_ids=input_ids, use_cache=use_cache)
+
+
+def test_logits_that_nothing_is_told_by_are_left_out_where_the_model_can() -> None:
+    model, tokenizer = small_model(), byte_tokenizer()
+    made: list[int] = []
+    model.lm_head.register_forward_hook(
+        lambda _model, _inputs, output: made.append(output[..., 0].numel())
+    )
+    found = measure_likelihood(model, tokenizer, TEXTS, context=8, batch_tokens=32)
+    num_made = sum(made)
+    made.clear()
+    other = measure_likelihood(MakesAllLogits(model), tokenizer, TEXTS, context=8, batch_tokens=32)
+    np.testing.assert_allclose(found.bits, other.bits, rtol=1e-6)
+    # All but the first window of a document tell the second half of theirs.
+    assert found.num_tokens.sum() <= num_made < 0.7 * sum(made)
 
 
 def test_a_uniform_model_needs_the_bits_of_its_vocabulary() -> None:
