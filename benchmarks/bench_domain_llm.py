@@ -25,7 +25,6 @@ import statistics
 import tempfile
 import time
 import warnings
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ from feature_repo.command import say
 from feature_repo.dataset import load_dataset
 from feature_repo.home import Home, complete_folder
 from feature_repo.ingest import ingest
-from feature_repo.progress import late_bar, progress_bar
+from feature_repo.progress import BarLine, progress_bar
 
 DOMAIN, GENERAL = "domain", "general"
 """The two tokenizers."""
@@ -126,15 +125,15 @@ def learn(
     """Pretrain the tiny recipe, where it is not there."""
     recipe = RECIPES["tiny"]()
     config = replace(recipe, learning=replace(recipe.learning, minutes=minutes, seed=seed))
-    with ExitStack() as stack:
+    with BarLine() as bars:
         return pretrain(
             home,
             config,
             name=name,
             tokenizer=tokenizer,
             threads=threads,
-            reading=late_bar(stack, f"read for {name}", "bytes"),
-            learning=late_bar(stack, f"pretrain {name}", "steps"),
+            reading=bars.bar(f"read for {name}", "bytes"),
+            learning=bars.bar(f"pretrain {name}", "steps"),
         )
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.results_file import write_result
+from benchmarks.turns import ratio
 from encoders.config import DEFAULT_MODEL, DEFAULT_MODEL_SPLIT, EncoderConfig
 from encoders.fingerprint import describe_encoder
 from encoders.layout import keep_layers
@@ -183,8 +184,8 @@ def measure(precision: str, texts: list[str], num_rounds: int, limit_s: float) -
     seconds = {name: median(turns[name].seconds for turns in rounds) for name in contenders}
 
     def speedup(name: str) -> dict[str, float]:
-        ratios = [turns[name].seconds / turns["longtrail"].seconds for turns in rounds]
-        return {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        ours = [turns["longtrail"].seconds for turns in rounds]
+        return ratio([turns[name].seconds for turns in rounds], ours)
 
     def best(kind: str) -> str:
         return min((name for name in seconds if name.startswith(kind)), key=seconds.__getitem__)

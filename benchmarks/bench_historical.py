@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.process_memory import peak_bytes
 from benchmarks.results_file import given_command, write_result
 from feature_repo.dataset import load_dataset
 from feature_repo.home import Home
@@ -51,6 +52,7 @@ test = 2024-09-01
 
 def make_home(folder: Path, num_users: int, snapshots_per_user: int) -> Home:
     """A home with the user views built; one scene, baskets of one to four behaviours."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     num_baskets = num_users * snapshots_per_user
     basket = np.repeat(np.arange(num_baskets), rng.integers(1, 5, num_baskets))
@@ -105,12 +107,6 @@ def copy(home: Home) -> dict[str, Any]:
     return {"seconds": seconds, "users": load_manifest(home).num_users}
 
 
-def _peak_mib() -> float:
-    # Not getrusage: a child starts with the peak of the process that forked it.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def _child(case: str, home: Path, num_requests: int) -> dict[str, Any]:
     """Run one case in a fresh process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.bench_historical"]
@@ -138,7 +134,7 @@ def main() -> None:
             result = copy(home)
         else:
             result = read(home, options.num_requests, options.case)
-        print(json.dumps({**result, "peak_mib": _peak_mib()}))
+        print(json.dumps({**result, "peak_mib": peak_bytes() / 2**20}))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

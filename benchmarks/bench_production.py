@@ -7,14 +7,15 @@ Real servers run on loopback for the time of the benchmark; every case is a proc
   through a redis-py pipeline and as hand-written RESP.
 - ``lookups``: one user's row and 500 vectors, by ours, by Feast's public call, and by a bare HMGET
   whose bytes are parsed.
-- ``copy``, ``materialize_home``, ``online`` and ``historical``: a home of 250 events and 100
-  snapshots per user is loaded into PostgreSQL; materialised from there, the users' sequences by
-  stock Feast, too; one user and 500 items are read as serving does, on both profiles; requests are
+- ``from_postgres``: a home of many users and 20 snapshots of each is loaded into PostgreSQL and
+  materialised from there into an empty Redis; the users' sequences by stock Feast, too, in turns.
+- ``copy``, ``online`` and ``historical``: a home of 250 events and 100 snapshots per user is loaded
+  into PostgreSQL; one user and 500 items are read as serving does, on both profiles; requests are
   read by ours on both profiles and by Feast's own join, which must agree, each with its peak of
   memory, the median of three but for the largest.
 
     python -m benchmarks.bench_production --num-rows 100000 --num-requests 10000 100000 1000000 \
-        --num-feast-requests 100000 --num-users 4000
+        --num-users 4000
 """
 
 import argparse
@@ -45,6 +46,7 @@ from feast.types import Array, Float32, Int64, String
 from numpy.typing import NDArray
 
 from benchmarks.bench_historical import SNAPSHOTS_PER_USER, make_home
+from benchmarks.process_memory import peak_bytes
 from benchmarks.results_file import given_command, write_result
 from feature_repo.catalog import Catalog
 from feature_repo.connections import DATABASE_URL, REDIS_URL
@@ -70,6 +72,7 @@ NOW = datetime(2024, 6, 1, tzinfo=UTC)
 START = datetime(2024, 1, 1, tzinfo=UTC)
 VECTORS_PER_LOOKUP = 500
 ITEMS_PER_LOOKUP = 500
+COPIED_SNAPSHOTS_PER_USER = 20
 _STOCK_VIEW = "user_sequences"
 WRITERS = ("ours", "stock", "pipeline", "resp")
 _BATCH = 2000
@@ -305,8 +308,8 @@ def load(home: Home) -> dict[str, Any]:
 
 
 def copy_home(home: Home, num_workers: int) -> dict[str, Any]:
-    """`longtrail materialize --full` from PostgreSQL into Redis."""
-    done = materialize(home, "production", full=True, num_workers=num_workers)
+    """`longtrail materialize` from PostgreSQL into an empty Redis."""
+    done = materialize(home, "production", num_workers=num_workers)
     return {v.name: {"rows": v.num_rows, "rows_per_s": v.num_rows / v.seconds} for v in done}
 
 
@@ -357,11 +360,11 @@ def historical(home: Home, profile: str, join: str, num_requests: int) -> dict[s
     users = np.char.add("u", number.astype(str)).astype(object)
     first = int(np.datetime64("2024-03-01", "us").astype(np.int64))
     times = first + rng.integers(0, 300 * 86_400_000_000, num_requests)
-    before_mib = _peak_mib()
+    before_mib = peak_bytes() / 2**20
     began = time.perf_counter()
     read = reader.historical_users(users, times, join=join)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
-    peak_mib = _peak_mib()
+    peak_mib = peak_bytes() / 2**20
     arrays = [read.dense]
     for sequence in read.sequences.values():
         arrays += [sequence.behavior_ids, sequence.item_keys, sequence.timestamps]
@@ -376,12 +379,6 @@ def historical(home: Home, profile: str, join: str, num_requests: int) -> dict[s
         "result_mib": result_mib,
         "extra_mib": peak_mib - before_mib - result_mib,
     }
-
-
-def _peak_mib() -> float:
-    # Not getrusage: a child starts with the peak of the process that forked it.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _child(*case: object) -> dict[str, Any]:
@@ -447,8 +444,38 @@ def measure_redis(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"materialize": figures, "lookups_ms": _child("lookups", folder, options.num_lookups)}
 
 
+def measure_copy(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Materialise from PostgreSQL."""
+    home = make_home(folder, options.num_copied_users, COPIED_SNAPSHOTS_PER_USER)
+    apply(home, "production")
+    load(home)
+    cases = {"ours": ("copy", home.root, options.num_workers), "stock": ("copy_stock", home.root)}
+    runs: dict[str, list[dict[str, Any]]] = {how: [] for how in cases}
+    with redis.Redis.from_url(os.environ[REDIS_URL]) as client:
+        for _ in range(options.repeats):  # in turns
+            for how, case in cases.items():
+                client.flushall()
+                home.materialized("production").unlink(missing_ok=True)
+                runs[how].append(_child(*case))
+        client.flushall()
+    views = {
+        name: median(run[name]["rows_per_s"] for run in runs["ours"])
+        for name in runs["ours"][0]
+        if name != "peak_mib"
+    }
+    stock = median(run["rows_per_s"] for run in runs["stock"])
+    return {
+        "rows": {name: runs["ours"][0][name]["rows"] for name in views},
+        "snapshots_per_user": COPIED_SNAPSHOTS_PER_USER,
+        "rows_per_s": {"ours": views, "stock": {_STOCK_VIEW: stock}},
+        "vs_stock": views[_STOCK_VIEW] / stock,
+        "peak_mib": {how: max(run["peak_mib"] for run in of) for how, of in runs.items()},
+        "runs": [{"how": how, **run} for how, of in runs.items() for run in of],
+    }
+
+
 def measure_postgres(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """COPY, materialise from PostgreSQL, historical reads."""
+    """COPY, online reads, historical reads."""
     home = make_home(folder, options.num_users, SNAPSHOTS_PER_USER)
     apply(home, "production")
     figures: dict[str, Any] = {
@@ -456,18 +483,13 @@ def measure_postgres(folder: Path, options: argparse.Namespace) -> dict[str, Any
             pq.read_metadata(f).num_rows for f in home.view("user_sequences").glob("*.parquet")
         ),
         "copy": _child("load", home.root),
-        "materialize_home": _child("copy", home.root, options.num_workers),
-        "materialize_home_stock": _child("copy_stock", home.root),
-        "online_ms": {
-            profile: _child("online", home.root, profile, repeats)
-            for profile, repeats in (("production", options.num_lookups), ("embedded", 200))
-        },
         "historical": {},
     }
-    figures["materialize_home_vs_stock"] = (
-        figures["materialize_home"][_STOCK_VIEW]["rows_per_s"]
-        / figures["materialize_home_stock"]["rows_per_s"]
-    )
+    materialize(home, "production")
+    figures["online_ms"] = {
+        profile: _child("online", home.root, profile, repeats)
+        for profile, repeats in (("production", options.num_lookups), ("embedded", 200))
+    }
     for num_requests in options.num_requests:
         last = num_requests == max(options.num_requests)
         repeats = 1 if last and len(options.num_requests) > 1 else options.repeats
@@ -502,7 +524,8 @@ def main() -> None:
     parser.add_argument("--num-rows", type=int, default=10_000, help="Of each kind into Redis.")
     parser.add_argument("--num-lookups", type=int, default=2000)
     parser.add_argument("--num-workers", type=int, default=1, help="Threads of ours.")
-    parser.add_argument("--num-users", type=int, default=200, help="Of the home in PostgreSQL.")
+    parser.add_argument("--num-users", type=int, default=200, help="Of the home that is read.")
+    parser.add_argument("--num-copied-users", type=int, default=20_000)
     parser.add_argument("--num-requests", type=int, nargs="+", default=[10_000])
     parser.add_argument(
         "--num-feast-requests", type=int, default=10_000, help="Most that Feast's join is asked."
@@ -513,7 +536,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps({**run_case(options.case), "peak_mib": _peak_mib()}))
+        print(json.dumps({**run_case(options.case), "peak_mib": peak_bytes() / 2**20}))
         return
     scratch = Path(tempfile.mkdtemp(prefix="longtrail-benchmark-")).resolve()
     scratch.chmod(0o711)  # PostgreSQL does not run as root
@@ -529,8 +552,8 @@ def main() -> None:
         if options.only != "redis":
             database.start()
             os.environ[DATABASE_URL] = database.url
-            (scratch / "home").mkdir()
-            figures |= measure_postgres(scratch / "home", options)
+            figures["from_postgres"] = measure_copy(scratch / "copied", options)
+            figures |= measure_postgres(scratch / "read", options)
             with psycopg.connect(database.url) as connection:
                 (version,) = connection.execute("SHOW server_version").fetchone() or ("",)
             figures["postgres_version"] = version

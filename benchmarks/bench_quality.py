@@ -1,4 +1,4 @@
-"""The table of the README: every recipe on one data set, with intervals and paired comparisons.
+"""The tables of the README: every recipe on one data set, with intervals and paired comparisons.
 
 One home folder holds everything: features, the vectors of the plain and of the domain-tuned
 language model, and one run per recipe and seed. What is there already is not made again, so a
@@ -9,7 +9,7 @@ benchmark that was killed goes on.
 - ``downstream``: BAHE and trees together, one seed, against the trees alone, likewise.
 - ``given_rows``: the single BAHE recipe against the trees, one seed each, without the requests that
   ingest samples beside the given training rows (``negatives.extra_train``); all others learn from
-  them.
+  them. ``extra_rows``: what these are worth to each of the two.
 - ``full_text`` (only with ``--full-text``, it takes as long as all the rest): the whole language
   model over the last 256 tokens of the history against the BAHE recipe (``bahe_same_budget``), both
   with the same numbers beside the texts, on the given training rows, one pass.
@@ -23,53 +23,31 @@ import argparse
 import logging
 import time
 import warnings
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality_home import prepare
+from benchmarks.quality_page import page
 from benchmarks.quality_plan import (
     LIGHTGBM,
     SINGLE,
     compared_models,
     planned,
+    score_all,
     train_missing,
     why_not_loaded,
 )
-from benchmarks.quality_result import result, table
+from benchmarks.quality_result import result
 from benchmarks.results_file import given_command, write_result
-from encoders.config import EncoderConfig, TuningConfig
 from encoders.devices import torch_threads
-from encoders.encode import encode_behaviors
-from encoders.tuning import tune
-from feature_repo.cli import build_features
-from feature_repo.command import Settings, say
-from feature_repo.dataset import load_dataset
+from feature_repo.command import say
 from feature_repo.home import Home
-from feature_repo.ingest import ingest
-from feature_repo.materialize import apply
-from feature_repo.progress import late_bar, progress_bar
+from feature_repo.progress import BarLine
 from training.ablations import ablate
-from training.evaluate import Evaluation, measure, score_runs
+from training.evaluate import Evaluation, measure
 from training.recipes import RECIPES
 from training.sources import Sources
-
-
-def prepare(home: Home, dataset: Path, *, tuned: Path | None) -> Settings:
-    """Tables, features, plain vectors and, unless ``tuned`` is None, those of the tuned model."""
-    settings = Settings(home, "embedded")
-    with progress_bar("ingest", "steps") as progress:
-        ingest(home, load_dataset(dataset), progress=progress)
-    with progress_bar("encode", "texts") as progress:
-        encode_behaviors(home, EncoderConfig(), progress)
-    if tuned is not None:
-        if not tuned.exists():
-            with progress_bar("tune", "steps") as progress:
-                tune(home, TuningConfig(), tuned, progress=progress)
-        with progress_bar("encode with the tuned model", "texts") as progress:
-            encode_behaviors(home, EncoderConfig(model=str(tuned)), progress)
-    build_features(settings)
-    apply(home, settings.profile)
-    return settings
 
 
 def measure_all(
@@ -104,13 +82,7 @@ def measure_all(
         plan = planned(sources, num_seeds=num_seeds, lightgbm=not reason, full_text=full_text)
         of = {name: [run for _, run in runs] for name, runs in plan.items()}
         train_missing(sources, [pair for runs in plan.values() for pair in runs], threads)
-        with ExitStack() as stack:
-            scored = score_runs(
-                sources,
-                [run for runs in of.values() for run in runs],
-                reading=late_bar(stack, "read features", "impressions"),
-                scoring=late_bar(stack, "score", "impressions"),
-            )
+        scored = score_all(sources, of)
         notes += scored.notes
         models = {name: measure(scored, runs, started=started) for name, runs in of.items()}
         pairs = {
@@ -119,14 +91,14 @@ def measure_all(
         }
         studied: dict[str, Evaluation] = {}
         if ablations:
-            with ExitStack() as stack:
+            with BarLine() as bars:
                 study = ablate(
                     sources,
                     RECIPES[SINGLE](),
                     threads=threads,
-                    reading=late_bar(stack, "read features", "impressions"),
-                    learning=lambda run: late_bar(stack, f"train {run}", "impressions"),
-                    scoring=late_bar(stack, "score", "impressions"),
+                    reading=bars.bar("read features", "impressions"),
+                    bar=partial(bars.bar, unit="impressions"),
+                    scoring=bars.bar("score", "impressions"),
                 )
             studied = study.evaluations
             notes += study.notes
@@ -171,8 +143,9 @@ def main() -> None:
         ablations=not options.no_ablations,
         full_text=options.full_text,
     )
-    say(table(found))
-    print(write_result("quality", given_command("bench_quality"), found))
+    told = page(found)
+    say(told)
+    print(write_result("quality", given_command("bench_quality"), found, page=told))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ one core with one engine thread, so that its peak memory is that of the build al
 import json
 import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.process_memory import peak_bytes
 from benchmarks.results_file import write_result
 from feature_repo.home import Home
 from feature_repo.manifest import SEQUENCE_LENGTH, DataManifest, Split, load_manifest
@@ -97,8 +96,6 @@ def build(root: Path) -> dict[str, float]:
     home = Home(root)
     manifest = load_manifest(home)
     summary = build_sequences(home, manifest, silent, threads=1)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     size_bytes = sum(path.stat().st_size for path in home.view(VIEW).glob("*.parquet"))
     return {
         "num_events": manifest.num_events,
@@ -106,7 +103,7 @@ def build(root: Path) -> dict[str, float]:
         "seconds": round(summary.seconds, 2),
         "events_per_s": round(manifest.num_events / summary.seconds),
         "events_per_minute": round(60 * manifest.num_events / summary.seconds),
-        "peak_rss_gib": round(peak_bytes / 2**30, 3),
+        "peak_rss_gib": round(peak_bytes() / 2**30, 3),
         "files_mb": round(size_bytes / 1e6, 1),
     }
 

@@ -8,12 +8,9 @@ there already, its deep half the upper layers. Both have one scene, the same hea
 alone, the same precision and the same optimiser.
 """
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
+from benchmarks.process_memory import peak_bytes, resident_bytes
 from encoders.batches import TokenizedTexts
 from encoders.split import DeepHalf, ShallowHalf
 from training.build import build_model, fit_inputs
@@ -316,18 +314,3 @@ def synchronize(device: str) -> None:
     """Wait until the device has done what it was asked."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; where the system does not say, the most it has held."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    except OSError:
-        return peak_bytes()
-    return pages * resource.getpagesize()

@@ -4,11 +4,12 @@ These names are those of the models in the result file; they stand here alone.
 """
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from feature_repo.progress import progress_bar
+from feature_repo.progress import BarLine, progress_bar
 from training.ablations import already_trained, plan_variants
+from training.evaluate import ScoredRows, score_runs
 from training.overrides import override
 from training.recipes import RECIPES, Recipe
 from training.sources import Sources
@@ -36,6 +37,14 @@ FULL_TEXT = "full_text_numeric"
 
 Seeded = list[tuple[Recipe, str]]
 """Recipes with their runs."""
+
+_GIVEN_ROWS = "training.extra_requests=false"
+_ONE_PASS = (_GIVEN_ROWS, "training.epochs=1")
+
+
+def same_budget() -> Recipe:
+    """The single BAHE recipe in one pass over the given rows."""
+    return override(RECIPES[SINGLE](), _ONE_PASS)
 
 
 def why_not_loaded(package: str) -> str | None:
@@ -65,14 +74,12 @@ def planned(
     plan = {name: [_once(RECIPES[name](), name)] for name in whole}
     variants, _ = plan_variants(sources, RECIPES[SINGLE](), num_seeds=num_seeds)
     plan[SINGLE] = variants[0].seeded()
-    given = ["training.extra_requests=false"]
     if sources.manifest.impressions == "sampled":
         for name in (rival_of(plan), SINGLE):
-            plan[name + GIVEN] = [_once(override(RECIPES[name](), given), name + GIVEN)]
-    budget = [*given, "training.epochs=1"]
-    plan[SAME_BUDGET] = [_once(override(RECIPES[SINGLE](), budget), SAME_BUDGET)]
+            plan[name + GIVEN] = [_once(override(RECIPES[name](), [_GIVEN_ROWS]), name + GIVEN)]
+    plan[SAME_BUDGET] = [_once(same_budget(), SAME_BUDGET)]
     if full_text:
-        recipe = override(RECIPES["full_text"](), ["model.use_numeric=true", *budget])
+        recipe = override(RECIPES["full_text"](), ["model.use_numeric=true", *_ONE_PASS])
         plan[FULL_TEXT] = [_once(recipe, FULL_TEXT)]
     return plan
 
@@ -97,6 +104,8 @@ def compared_models(models: Collection[str]) -> Iterator[tuple[str, str]]:
             (TOGETHER, rival),
             (TOGETHER, TREES),
             (SINGLE + GIVEN, rival + GIVEN),
+            (SINGLE, SINGLE + GIVEN),
+            (rival, rival + GIVEN),
             (SAME_BUDGET, FULL_TEXT),
         )
     ):
@@ -114,8 +123,33 @@ def train_missing(sources: Sources, wanted: Seeded, threads: int) -> None:
     if not missing:
         return
     longest = max(recipe.sequence_length for recipe, _ in missing)
+    with_extra = any(recipe.training.extra_requests for recipe, _ in missing)
     with progress_bar("read features", "impressions") as progress:
-        data = read_splits(sources, longest, progress)
+        data = read_splits(sources, longest, progress, with_extra=with_extra)
     for recipe, run in missing:
-        with progress_bar(f"train {run}", "impressions") as progress:
-            train(sources, recipe, run=run, threads=threads, data=data, learning=progress)
+        with BarLine() as bars:
+            train(
+                sources,
+                recipe,
+                run=run,
+                threads=threads,
+                data=data,
+                learning=bars.bar(f"train {run}", "impressions"),
+                scoring=bars.bar(f"score {run}", "impressions"),
+            )
+
+
+def score_all(sources: Sources, of: Mapping[str, Collection[str]]) -> ScoredRows:
+    """Score the runs of every model on one reading of the test rows.
+
+    Args:
+        sources: Where they were trained.
+        of: Model -> its runs.
+    """
+    with BarLine() as bars:
+        return score_runs(
+            sources,
+            [run for runs in of.values() for run in runs],
+            reading=bars.bar("read features", "impressions"),
+            scoring=bars.bar("score", "impressions"),
+        )

@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,13 +37,16 @@ PACKAGES = (
 OWN_KEYS = frozenset({"command", "git_revision", "hardware", "versions", "date"})
 
 
-def write_result(what: str, command: str, figures: dict[str, Any]) -> Path:
+def write_result(
+    what: str, command: str, figures: dict[str, Any], *, page: str | None = None
+) -> Path:
     """Write the figures of one benchmark, replacing those of the same day and hardware.
 
     Args:
         what: What was measured, as it shall stand in the file's name: ``encode``.
         command: How to measure it again, from the project's root; see :func:`given_command`.
         figures: The benchmark's keys and raw numbers, JSON values; units in the keys' names.
+        page: Markdown that tells them to people; None = a list of all of them.
 
     Returns:
         The JSON file; the page for people has the same name with ``.md``.
@@ -66,7 +70,9 @@ def write_result(what: str, command: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{what}_{hardware['name']}_{date}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(_page(what, result, figures), encoding="utf-8")
+    path.with_suffix(".md").write_text(
+        _page(what, result, page or _list(figures)), encoding="utf-8"
+    )
     return path
 
 
@@ -77,6 +83,15 @@ def given_command(module: str) -> str:
         module: Its name below ``benchmarks``.
     """
     return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Cells as a Markdown table; ``|`` in them is escaped."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
 
 
 def describe_hardware() -> dict[str, Any]:
@@ -130,8 +145,8 @@ def _memory_gib() -> float | None:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
-def _page(what: str, result: dict[str, Any], figures: dict[str, Any]) -> str:
-    """Write the figures as a page for people."""
+def _page(what: str, result: dict[str, Any], told: str) -> str:
+    """Put what every file tells above what this one does."""
     hardware = result["hardware"]
     lines = [
         f"# {what}, {result['date']}",
@@ -142,11 +157,14 @@ def _page(what: str, result: dict[str, Any], figures: dict[str, Any]) -> str:
         f"({', '.join(hardware['units']) or 'no vector units listed'}); "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
         "",
-        "| Figure | Value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in _flat(figures)),
+        told,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _list(figures: dict[str, Any]) -> str:
+    """All figures, one per line of a table."""
+    return markdown_table(["Figure", "Value"], _flat(figures))
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
@@ -162,4 +180,4 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -25,7 +25,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from encoders.evidence import KINDS, candidate_evidence
+from encoders.evidence import candidate_evidence
 from encoders.inputs import ItemInputs, item_inputs, user_inputs
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
@@ -99,9 +99,6 @@ class Model:
         artifact = load_artifact(home, current_run(home))
         self.reader = FeatureReader(home, profile)
         self.manifest = artifact.manifest
-        # What the run does not read is not computed, as by ours.
-        kinds = self.manifest.evidence_kinds
-        self._evidence_kinds = KINDS if kinds is None else kinds
         self._program = artifact.score
         self._table = EmbeddingTable.open(home, fingerprint=self.manifest.encoder_fingerprint)
         self._vectors = torch.from_numpy(self._table.vectors)
@@ -119,7 +116,8 @@ class Model:
         ids = np.array([request.user_id], dtype=object)
         users = self.reader._users(ids, self.reader.request_times(1), columns)
         user = user_inputs(users, self._table, scenes=self.manifest.scenes)
-        evidence = candidate_evidence(user, 0, items, self._table, self._evidence_kinds)
+        # What the run does not read is not computed, as by ours.
+        evidence = candidate_evidence(user, 0, items, self._table, self.manifest.evidence_kinds)
         newest = user.last(self.manifest.sequence_length)
         context = np.full(
             (len(request.candidates), len(self.manifest.context_names)), np.nan, dtype=np.float32

@@ -102,11 +102,14 @@ def test_rows_of_the_result_hold_ratios_of_what_was_measured(tmp_path):
     assert (whole["num_layers"], quarter["num_layers"], row["bahe_1_2"]["num_layers"]) == (4, 1, 2)
     assert len(whole["step_s_all"]) == 2
     assert row["num_tokens"] == 32
-    assert row["time_ratio"] == whole["step_s"] / quarter["step_s"]
+    turns = [a / b for a, b in zip(whole["step_s_all"], quarter["step_s_all"], strict=True)]
+    assert row["time_ratio"] == quarter["time_ratio"] == sum(turns) / 2
+    assert row["time_ratio_of_turns"]["lowest"] == min(turns)
     assert row["memory_ratio"] == whole["peak_bytes"] / quarter["peak_bytes"]
     assert quarter["encoding_s_per_step"] == 0.5 * 10 * 2 / 20
     assert row["time_ratio_with_encoding"] == pytest.approx(
-        whole["step_s"] / (quarter["step_s"] + 0.5)
+        sum(a / (b + 0.5) for a, b in zip(whole["step_s_all"], quarter["step_s_all"], strict=True))
+        / 2
     )
     assert whole["share_of_limit"] == pytest.approx(CASE.step_flops() / whole["step_s"] / 1e9)
     assert json.loads(json.dumps(row)) == row

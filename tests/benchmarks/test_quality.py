@@ -1,12 +1,16 @@
-"""The quality benchmark: what is trained and compared, stale runs, and what the table says."""
+"""The quality benchmark: what is trained and compared, stale runs, and what the tables say."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from benchmarks import results_file
+from benchmarks.quality_page import page
 from benchmarks.quality_plan import (
     FULL_TEXT,
     GIVEN,
@@ -20,8 +24,8 @@ from benchmarks.quality_plan import (
     train_missing,
     why_not_loaded,
 )
-from benchmarks.quality_result import compared, figures, result, table
-from benchmarks.results_file import given_command
+from benchmarks.quality_result import SLICES, compared, figures, result
+from benchmarks.results_file import given_command, write_result
 from feature_repo.artifact import MANIFEST_FILE
 from feature_repo.errors import ArtifactError
 from tests.training.world import make_world
@@ -85,6 +89,8 @@ def test_the_pairs_are_those_of_models_that_are_there():
         (TOGETHER, LIGHTGBM),
         (TOGETHER, TREES),
         (SINGLE + GIVEN, LIGHTGBM + GIVEN),
+        (SINGLE, SINGLE + GIVEN),
+        (LIGHTGBM, LIGHTGBM + GIVEN),
     ]
     assert list(compared_models(models)) == expected
     assert list(compared_models([*models, FULL_TEXT])) == [*expected, (SAME_BUDGET, FULL_TEXT)]
@@ -131,7 +137,11 @@ def scored(models: dict[str, float]) -> ScoredRows:
         rows="test",
         labels=labels,
         users=users,
-        masks={"novel": users < NUM_USERS // 2, "cold_items": np.zeros(num_rows, bool)},
+        masks={
+            "novel": users < NUM_USERS // 2,
+            "cold_items": np.zeros(num_rows, bool),
+            "history_0": users % 3 == 0,
+        },
         manifests={},
         logits={
             run: (noise + quality * (labels - 0.5) + 0.1 * seed * labels).astype(np.float32)
@@ -187,13 +197,15 @@ def test_the_comparison_is_of_the_best_single_model_and_its_rival(whole):
         (("downstream", "by_slice"), TOGETHER, LIGHTGBM),
         (("downstream", "against_trees"), TOGETHER, TREES),
         (("given_rows", "by_slice"), SINGLE + GIVEN, LIGHTGBM + GIVEN),
+        (("extra_rows", SINGLE), SINGLE, SINGLE + GIVEN),
+        (("extra_rows", LIGHTGBM), LIGHTGBM, LIGHTGBM + GIVEN),
         (("full_text", "by_slice"), SAME_BUDGET, FULL_TEXT),
     ],
 )
 def test_every_difference_is_of_the_models_that_it_names(whole, where, first, second):
     told, evaluations = whole
     differences = told[where[0]][where[1]]
-    assert differences.keys() == {"all", "novel", "cold_items"}
+    assert differences.keys() == {"all", "novel", "cold_items", "history_0"}
     for figure in ("auc", "gauc", "logloss"):
         one, other = (evaluations[name].metrics[figure] for name in (first, second))
         assert differences["all"][figure]["difference"] == pytest.approx(one - other)
@@ -219,26 +231,110 @@ def test_figures_keep_every_interval_of_all_rows_and_slices(whole):
     assert told["ablations"][FULL]["against_full"] == {}
 
 
-def test_the_table_shows_models_with_intervals_and_all_differences(whole):
+def tables(told: dict) -> list[list[list[str]]]:
+    """The cells of the page's tables, head first, without the line below it."""
+    lines = page(PAGE | told).splitlines()
+    found: list[list[list[str]]] = []
+    for before, line in pairwise(["", *lines]):
+        if line.startswith("| "):
+            found += [[]] if not before.startswith("|") else []
+            found[-1].append(line.strip("| ").split(" | "))
+    return [[cells for cells in rows if set("".join(cells)) != {"-"}] for rows in found]
+
+
+PAGE = {"dataset": "small", "rows": "test", "encoder": "0f", "num_seeds": 3, "notes": ["a", "b"]}
+"""What the benchmark adds to a result."""
+INTERVAL = r"[+-]?\d\.\d{4} \[[+-]?\d\.\d{3,4}, [+-]?\d\.\d{3,4}\]"
+
+
+def test_every_figure_of_the_table_of_models_has_its_interval(whole):
     told, _ = whole
-    lines = table(told).splitlines()
-    for name, line in zip(ALL, lines[1:], strict=False):
-        values = told["models"][name]
-        assert line.startswith(name)
-        for figure in ("auc", "gauc", "logloss"):
-            low, high = values[f"{figure}_low"], values[f"{figure}_high"]
-            assert f" {values[figure]:.4f} [{low:.4f}, {high:.4f}]" in line
-    labels = [line.partition(":")[0] for line in lines[1 + len(ALL) :]]
-    pairs = [f"{name} - {rival}" for name, rival in compared_models(ALL)]
-    assert labels == [
-        f"{pair}, {rows}"
-        for pair in [*pairs, "without-text - full"]
-        for rows in ("all, auc", "all, gauc", "all, logloss", "novel, auc")
+    head, *rows = tables(told)[0]
+    assert head == [
+        "Model",
+        *(
+            f"{figure} [95 %]"
+            for figure in ("AUC", "GAUC", "logloss", "AUC, novel", "AUC, cold items")
+        ),
     ]
-    comparison = told["comparison"]
-    assert lines[1 + len(ALL)] == (
-        f"{SINGLE} - {LIGHTGBM}, all, auc: {comparison['difference']:+.4f} "
-        f"[{comparison['low']:+.4f}, {comparison['high']:+.4f}]"
+    assert [cells[0].strip("*`") for cells in rows] == list(ALL)
+    for name, cells in zip(ALL, rows, strict=True):
+        values = told["models"][name]
+        assert (cells[0] == f"**`{name}`**") == (name in (SINGLE, TOGETHER))
+        assert cells[1].startswith("**") == cells[0].startswith("**")
+        for cell in cells[1:5]:
+            assert re.fullmatch(INTERVAL, cell.replace("*", "")), cell
+        assert cells[5] == "-"  # there are no such rows
+        for cell, of, figure in (
+            (cells[2], values, "gauc"),
+            (cells[3], values, "logloss"),
+            (cells[4], values["slices"]["novel"], "auc"),
+        ):
+            low, high = of[f"{figure}_low"], of[f"{figure}_high"]
+            assert cell == f"{of[figure]:.4f} [{low:.3f}, {high:.3f}]"
+
+
+def test_the_table_of_differences_has_a_row_for_every_pair_and_ablation(whole):
+    told, _ = whole
+    _, (head, *rows), (other_head, *other_rows) = tables(told)
+    assert len(head) == 4 + len(SLICES)
+    labels = {f"`{name}` - `{rival}`" for name, rival in compared_models(ALL)}
+    assert {cells[0] for cells in rows} == labels | {f"`{SINGLE}` without text - whole"}
+    assert [cells[0] for cells in rows] == [cells[0] for cells in other_rows]
+    assert rows[0][0] == f"`{SINGLE}` - `{LIGHTGBM}`"
+    by_slice = told["comparison"]["by_slice"]
+    expected = [by_slice["all"]["auc"], by_slice["novel"]["auc"], None, None]
+    for cell, values in zip(
+        rows[0][1:],
+        [*expected, by_slice["all"]["gauc"], by_slice["all"]["logloss"]],
+        strict=True,
+    ):
+        if values is None:
+            assert cell == "-"
+        else:
+            low, high = values["low"], values["high"]
+            assert cell == f"{values['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    assert other_head[1:] == ["AUC, history 0"]
+    for cells in other_rows:
+        assert re.fullmatch(INTERVAL, cells[1])
+
+
+def test_a_result_without_ablations_and_full_text_has_its_tables(whole):
+    told, _ = whole
+    _, (_, *rows), _ = tables(told | {"ablations": {}, "full_text": {}})
+    labels = [cells[0] for cells in rows]
+    assert len(labels) == len(list(compared_models(ALL))) - 1
+    assert not [label for label in labels if "whole" in label or FULL_TEXT in label]
+
+
+def test_a_result_of_before_an_interval_was_kept_shows_the_figure_alone(whole):
+    told, _ = whole
+    models = {
+        name: {key: value for key, value in values.items() if not key.startswith("gauc_")}
+        for name, values in told["models"].items()
+    }
+    older = {key: value for key, value in told.items() if key not in ("given_rows", "extra_rows")}
+    for key in ("comparison", "downstream"):
+        older[key] = {k: value for k, value in told[key].items() if k != "against_trees"}
+    (_, *rows), (_, *differences), _ = tables(older | {"models": models})
+    assert [cells[2] for cells in rows] == [f"{v['gauc']:.4f}" for v in models.values()]
+    assert not [cells for cells in differences if GIVEN in cells[0] or f"`{TREES}`" in cells[0]]
+
+
+def test_the_result_file_holds_the_page(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    told = PAGE | whole[0]
+    path = write_result("quality", "python -m it", told, page=page(told))
+    assert json.loads(path.read_text())["models"] == told["models"]
+    text = path.with_suffix(".md").read_text()
+    assert text.startswith("# quality, ")
+    assert text.endswith(page(told) + "\n")
+    assert page(told).endswith("\n\n- a\n- b")
+    write_result("quality", "python -m it", {"rows": 1.5})
+    assert (
+        path.with_suffix(".md")
+        .read_text()
+        .endswith("\n\n| Figure | Value |\n| --- | --- |\n| rows | 1.5 |\n")
     )
 
 
@@ -247,8 +343,9 @@ def test_without_lightgbm_the_other_trees_are_the_rival_and_are_told_once():
     assert told["comparison"]["trees"] == TREES
     assert told["comparison"]["lightgbm_auc"] == evaluations[TREES].metrics["auc"]
     assert told["comparison"]["by_slice"] == told["comparison"]["against_trees"]
-    assert (told["given_rows"], told["full_text"]) == ({}, {})
-    assert table(told).count(f"{SINGLE} - {TREES}, all, auc") == 1
+    assert (told["given_rows"], told["extra_rows"], told["full_text"]) == ({}, {}, {})
+    labels = [cells[0] for cells in tables(told)[1]]
+    assert labels.count(f"`{SINGLE}` - `{TREES}`") == 1
 
 
 def test_differences_of_an_evaluation_without_another_side_are_none():
