@@ -10,9 +10,6 @@ benchmark that was killed goes on.
 - ``given_rows``: the single BAHE recipe against the trees, one seed each, without the requests that
   ingest samples beside the given training rows (``negatives.extra_train``); all others learn from
   them. ``extra_rows``: what these are worth to each of the two.
-- ``full_text`` (only with ``--full-text``, it takes as long as all the rest): the whole language
-  model over the last 256 tokens of the history against the BAHE recipe (``bahe_same_budget``), both
-  with the same numbers beside the texts, on the given training rows, one pass.
 - ``ablations``: the BAHE recipe without each of its parts, against the full one, on all rows and on
   every slice.
 
@@ -58,7 +55,6 @@ def measure_all(
     threads: int,
     tuned: Path | None,
     ablations: bool,
-    full_text: bool,
 ) -> dict[str, Any]:
     """Train, score and compare everything.
 
@@ -69,7 +65,6 @@ def measure_all(
         threads: Of the arithmetic.
         tuned: Folder of the tuned language model, made where it is not there; None = no tuning.
         ablations: Also train the BAHE recipe without each of its parts.
-        full_text: Also train the language model over the full text.
     """
     started = time.monotonic()
     settings = prepare(home, dataset, tuned=tuned)
@@ -79,7 +74,7 @@ def measure_all(
         notes.append(f"{LIGHTGBM} left out, scikit-learn's trees are the rival: {reason}")
         say(notes[0])
     with torch_threads(threads):
-        plan = planned(sources, num_seeds=num_seeds, lightgbm=not reason, full_text=full_text)
+        plan = planned(sources, num_seeds=num_seeds, lightgbm=not reason)
         of = {name: [run for _, run in runs] for name, runs in plan.items()}
         train_missing(sources, [pair for runs in plan.values() for pair in runs], threads)
         scored = score_all(sources, of)
@@ -128,9 +123,6 @@ def main() -> None:
     parser.add_argument(
         "--no-ablations", action="store_true", help="leave out seven more trainings"
     )
-    parser.add_argument(
-        "--full-text", action="store_true", help="the language model over the full text, too"
-    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
@@ -141,7 +133,6 @@ def main() -> None:
         threads=options.threads,
         tuned=None if options.no_tuning else options.home / "models" / "tuned",
         ablations=not options.no_ablations,
-        full_text=options.full_text,
     )
     told = page(found)
     say(told)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from benchmarks.quality_plan import SAME_BUDGET, Seeded, same_budget
+from benchmarks.quality_plan import SAME_BUDGET, SINGLE, Seeded, one_pass
 from training.config import BaheConfig
 from training.overrides import override
 from training.recipes import RECIPES, Recipe
@@ -51,7 +51,7 @@ def bahe_config(recipe: Recipe) -> BaheConfig:
 def recipes() -> dict[str, Recipe]:
     """What can be studied: the recipes with a deep half and target attention, by name."""
     bahe = {name: recipe() for name, recipe in RECIPES.items()}
-    return {SAME_BUDGET: replace(same_budget(), name=SAME_BUDGET)} | {
+    return {SAME_BUDGET: replace(one_pass(SINGLE), name=SAME_BUDGET)} | {
         name: recipe
         for name, recipe in bahe.items()
         if isinstance(recipe.model, BaheConfig)

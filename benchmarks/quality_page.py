@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.quality_plan import FULL_TEXT, GIVEN, SAME_BUDGET, SINGLE, TOGETHER, TREES
+from benchmarks.quality_plan import GIVEN, SINGLE, TOGETHER, TREES
 from benchmarks.quality_result import Compared
 from benchmarks.quality_tables import differences_table, models_table, other_slices
 from training.ablations import FULL
@@ -14,7 +14,7 @@ def page(found: Mapping[str, Any]) -> str:
 
     Args:
         found: What a result file holds, also one written before a comparison or an interval was
-            added; ablations, the full text and models on the given rows alone may be missing.
+            added; ablations and models on the given rows alone may be missing.
     """
     differences = _differences(found)
     caption = (
@@ -38,8 +38,8 @@ def page(found: Mapping[str, Any]) -> str:
 def _differences(found: Mapping[str, Any]) -> dict[str, Compared]:
     """Label -> difference, of those that were measured; without LightGBM two of them are one."""
     rival = found["comparison"]["trees"]
-    comparison, downstream, given_rows, full_text = (
-        found.get(key, {}) for key in ("comparison", "downstream", "given_rows", "full_text")
+    comparison, downstream, given_rows = (
+        found.get(key, {}) for key in ("comparison", "downstream", "given_rows")
     )
     named: dict[str, Compared] = {
         f"`{SINGLE}` - `{rival}`": comparison["by_slice"],
@@ -50,7 +50,6 @@ def _differences(found: Mapping[str, Any]) -> dict[str, Compared]:
     for name, values in found.get("extra_rows", {}).items():
         named[f"`{name}` - `{name}{GIVEN}`"] = values
     named[f"`{SINGLE}{GIVEN}` - `{rival}{GIVEN}`"] = given_rows.get("by_slice", {})
-    named[f"`{SAME_BUDGET}` - `{FULL_TEXT}`"] = full_text.get("by_slice", {})
     for name, values in found["ablations"].items():
         if name != FULL:
             named[f"`{SINGLE}` {name.replace('-', ' ')} - whole"] = values["against_full"]

@@ -32,19 +32,17 @@ TOGETHER = "bahe_with_trees"
 GIVEN = "_given_rows"
 """Ends the name of a model that learns from the given training rows alone."""
 SAME_BUDGET = "bahe_same_budget"
-"""The BAHE recipe with the budget of :data:`FULL_TEXT`."""
-FULL_TEXT = "full_text_numeric"
+"""The single BAHE recipe by :func:`one_pass`; two other benchmarks start from it."""
 
 Seeded = list[tuple[Recipe, str]]
 """Recipes with their runs."""
 
 _GIVEN_ROWS = "training.extra_requests=false"
-_ONE_PASS = (_GIVEN_ROWS, "training.epochs=1")
 
 
-def same_budget() -> Recipe:
-    """The single BAHE recipe in one pass over the given rows."""
-    return override(RECIPES[SINGLE](), _ONE_PASS)
+def one_pass(name: str, *settings: str) -> Recipe:
+    """A recipe in one pass over the given rows, with settings as ``longtrail train --set``."""
+    return override(RECIPES[name](), (*settings, _GIVEN_ROWS, "training.epochs=1"))
 
 
 def why_not_loaded(package: str) -> str | None:
@@ -56,9 +54,7 @@ def why_not_loaded(package: str) -> str | None:
     return None
 
 
-def planned(
-    sources: Sources, *, num_seeds: int, lightgbm: bool, full_text: bool
-) -> dict[str, Seeded]:
+def planned(sources: Sources, *, num_seeds: int, lightgbm: bool) -> dict[str, Seeded]:
     """What is trained for each model, in the order of the table.
 
     The single BAHE recipe goes by the names of its ablations' full model, so that those find it.
@@ -68,23 +64,18 @@ def planned(
             are no others.
         num_seeds: Of the single BAHE recipe; all others have one.
         lightgbm: Whether LightGBM can be loaded.
-        full_text: Also train the language model over the full text.
     """
     whole = (*BASELINES, TREES, *((LIGHTGBM,) if lightgbm else ()), FAST, SINGLE, TOGETHER)
-    plan = {name: [_once(RECIPES[name](), name)] for name in whole}
+    plan = {name: [once(RECIPES[name](), name)] for name in whole}
     variants, _ = plan_variants(sources, RECIPES[SINGLE](), num_seeds=num_seeds)
     plan[SINGLE] = variants[0].seeded()
     if sources.manifest.impressions == "sampled":
         for name in (rival_of(plan), SINGLE):
-            plan[name + GIVEN] = [_once(override(RECIPES[name](), [_GIVEN_ROWS]), name + GIVEN)]
-    plan[SAME_BUDGET] = [_once(same_budget(), SAME_BUDGET)]
-    if full_text:
-        recipe = override(RECIPES["full_text"](), ["model.use_numeric=true", *_ONE_PASS])
-        plan[FULL_TEXT] = [_once(recipe, FULL_TEXT)]
+            plan[name + GIVEN] = [once(override(RECIPES[name](), [_GIVEN_ROWS]), name + GIVEN)]
     return plan
 
 
-def _once(recipe: Recipe, name: str) -> tuple[Recipe, str]:
+def once(recipe: Recipe, name: str) -> tuple[Recipe, str]:
     """With the recipe's own seed; never the run that is served."""
     return replace(recipe, baseline=True), f"quality-{name}"
 
@@ -106,7 +97,6 @@ def compared_models(models: Collection[str]) -> Iterator[tuple[str, str]]:
             (SINGLE + GIVEN, rival + GIVEN),
             (SINGLE, SINGLE + GIVEN),
             (rival, rival + GIVEN),
-            (SAME_BUDGET, FULL_TEXT),
         )
     ):
         if set(pair) <= set(models):

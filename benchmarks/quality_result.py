@@ -3,15 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.quality_plan import (
-    FULL_TEXT,
-    GIVEN,
-    SAME_BUDGET,
-    SINGLE,
-    TOGETHER,
-    TREES,
-    rival_of,
-)
+from benchmarks.quality_plan import GIVEN, SINGLE, TOGETHER, TREES, rival_of
 from training.ablations import FULL
 from training.evaluate import Evaluation
 
@@ -55,7 +47,6 @@ def result(
     best = pairs[SINGLE, rival].comparison["all"]["auc"]
     differences = {pair: compared(evaluation) for pair, evaluation in pairs.items()}
     given = differences.get((SINGLE + GIVEN, rival + GIVEN))
-    full_text = differences.get((SAME_BUDGET, FULL_TEXT))
     return {
         "comparison": {
             "lightgbm_auc": best["second"],
@@ -76,7 +67,6 @@ def result(
             for name in (SINGLE, rival)
             if (name, name + GIVEN) in differences
         },
-        "full_text": {"by_slice": full_text} if full_text else {},
         "models": {name: figures(evaluation) for name, evaluation in models.items()},
         "ablations": {
             name: {

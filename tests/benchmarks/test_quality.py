@@ -12,10 +12,8 @@ import pytest
 from benchmarks import results_file
 from benchmarks.quality_page import page
 from benchmarks.quality_plan import (
-    FULL_TEXT,
     GIVEN,
     LIGHTGBM,
-    SAME_BUDGET,
     SINGLE,
     TOGETHER,
     TREES,
@@ -35,7 +33,7 @@ from training.recipes import RECIPES
 from training.sources import Sources
 
 NUM_USERS, ROWS_PER_USER = 40, 10
-QUALITY = {TREES: 0.5, LIGHTGBM: 0.6, SINGLE: 1.2, TOGETHER: 1.5, FULL_TEXT: 0.9, SAME_BUDGET: 1.0}
+QUALITY = {TREES: 0.5, LIGHTGBM: 0.6, SINGLE: 1.2, TOGETHER: 1.5}
 """Model -> how far its scores of clicked rows lie above those of others, in deviations."""
 NEW = "bahe_fast"
 """A model that nothing is compared with."""
@@ -51,14 +49,12 @@ def sources(tmp_path_factory) -> Sources:
 
 # What is trained.
 @pytest.mark.parametrize("lightgbm", [True, False])
-@pytest.mark.parametrize("full_text", [True, False])
-def test_the_plan_names_every_model_and_run_once(sources, lightgbm, full_text):
-    plan = planned(sources, num_seeds=3, lightgbm=lightgbm, full_text=full_text)
+def test_the_plan_names_every_model_and_run_once(sources, lightgbm):
+    plan = planned(sources, num_seeds=3, lightgbm=lightgbm)
     rival = LIGHTGBM if lightgbm else TREES
-    assert {TREES, SINGLE, TOGETHER, SAME_BUDGET, SINGLE + GIVEN, rival + GIVEN} <= plan.keys()
+    assert {TREES, SINGLE, TOGETHER, SINGLE + GIVEN, rival + GIVEN} <= plan.keys()
     assert (LIGHTGBM in plan) == lightgbm
-    assert (FULL_TEXT in plan) == full_text
-    assert list(plan) == list(planned(sources, num_seeds=1, lightgbm=lightgbm, full_text=full_text))
+    assert list(plan) == list(planned(sources, num_seeds=1, lightgbm=lightgbm))
     runs = [run for seeded in plan.values() for _, run in seeded]
     assert len(set(runs)) == len(runs) == len(plan) + 2
     recipes = [recipe for seeded in plan.values() for recipe, _ in seeded]
@@ -69,20 +65,19 @@ def test_the_plan_names_every_model_and_run_once(sources, lightgbm, full_text):
 
 
 def test_models_on_the_given_rows_see_no_others(sources):
-    plan = planned(sources, num_seeds=1, lightgbm=True, full_text=True)
-    alone = {SINGLE + GIVEN, LIGHTGBM + GIVEN, SAME_BUDGET, FULL_TEXT}
+    plan = planned(sources, num_seeds=1, lightgbm=True)
+    alone = {SINGLE + GIVEN, LIGHTGBM + GIVEN}
     found = {name for name, [(recipe, _)] in plan.items() if not recipe.training.extra_requests}
     assert found == alone
-    assert {plan[name][0][0].training.epochs for name in (SAME_BUDGET, FULL_TEXT)} == {1}
     logged = replace(
         sources, manifest=sources.manifest.model_copy(update={"impressions": "logged"})
     )
-    without = planned(logged, num_seeds=1, lightgbm=True, full_text=True)
-    assert plan.keys() - without.keys() == {SINGLE + GIVEN, LIGHTGBM + GIVEN}
+    without = planned(logged, num_seeds=1, lightgbm=True)
+    assert plan.keys() - without.keys() == alone
 
 
 def test_the_pairs_are_those_of_models_that_are_there():
-    models = [TREES, LIGHTGBM, SINGLE, TOGETHER, SINGLE + GIVEN, LIGHTGBM + GIVEN, SAME_BUDGET]
+    models = [TREES, LIGHTGBM, SINGLE, TOGETHER, SINGLE + GIVEN, LIGHTGBM + GIVEN]
     expected = [
         (SINGLE, LIGHTGBM),
         (SINGLE, TREES),
@@ -93,7 +88,6 @@ def test_the_pairs_are_those_of_models_that_are_there():
         (LIGHTGBM, LIGHTGBM + GIVEN),
     ]
     assert list(compared_models(models)) == expected
-    assert list(compared_models([*models, FULL_TEXT])) == [*expected, (SAME_BUDGET, FULL_TEXT)]
     assert list(compared_models([TREES, SINGLE, TOGETHER])) == [(SINGLE, TREES), (TOGETHER, TREES)]
 
 
@@ -199,7 +193,6 @@ def test_the_comparison_is_of_the_best_single_model_and_its_rival(whole):
         (("given_rows", "by_slice"), SINGLE + GIVEN, LIGHTGBM + GIVEN),
         (("extra_rows", SINGLE), SINGLE, SINGLE + GIVEN),
         (("extra_rows", LIGHTGBM), LIGHTGBM, LIGHTGBM + GIVEN),
-        (("full_text", "by_slice"), SAME_BUDGET, FULL_TEXT),
     ],
 )
 def test_every_difference_is_of_the_models_that_it_names(whole, where, first, second):
@@ -299,12 +292,12 @@ def test_the_table_of_differences_has_a_row_for_every_pair_and_ablation(whole):
         assert re.fullmatch(INTERVAL, cells[1])
 
 
-def test_a_result_without_ablations_and_full_text_has_its_tables(whole):
+def test_a_result_without_ablations_has_its_tables(whole):
     told, _ = whole
-    _, (_, *rows), _ = tables(told | {"ablations": {}, "full_text": {}})
+    _, (_, *rows), _ = tables(told | {"ablations": {}})
     labels = [cells[0] for cells in rows]
-    assert len(labels) == len(list(compared_models(ALL))) - 1
-    assert not [label for label in labels if "whole" in label or FULL_TEXT in label]
+    assert len(labels) == len(list(compared_models(ALL)))
+    assert not [label for label in labels if "whole" in label]
 
 
 def test_a_result_of_before_an_interval_was_kept_shows_the_figure_alone(whole):
@@ -343,7 +336,7 @@ def test_without_lightgbm_the_other_trees_are_the_rival_and_are_told_once():
     assert told["comparison"]["trees"] == TREES
     assert told["comparison"]["lightgbm_auc"] == evaluations[TREES].metrics["auc"]
     assert told["comparison"]["by_slice"] == told["comparison"]["against_trees"]
-    assert (told["given_rows"], told["extra_rows"], told["full_text"]) == ({}, {}, {})
+    assert (told["given_rows"], told["extra_rows"]) == ({}, {})
     labels = [cells[0] for cells in tables(told)[1]]
     assert labels.count(f"`{SINGLE}` - `{TREES}`") == 1
 
@@ -354,7 +347,7 @@ def test_differences_of_an_evaluation_without_another_side_are_none():
 
 
 def test_the_command_holds_the_options_that_were_given(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["anything", "--full-text", "--home", "my shop"])
+    monkeypatch.setattr(sys, "argv", ["anything", "--no-tuning", "--home", "my shop"])
     assert given_command("bench_quality") == (
-        "python -m benchmarks.bench_quality --full-text --home 'my shop'"
+        "python -m benchmarks.bench_quality --no-tuning --home 'my shop'"
     )

@@ -1,0 +1,134 @@
+"""Is BAHE as good as the language model over the full text? The paper's comparison, of quality.
+
+Both have the same numbers beside the texts, the same training rows (the given ones) and one pass:
+
+- ``bahe_same_budget``: the recipe ``bahe_base``, its language model cut in two.
+- ``full_text_numeric``: the whole language model over the last 256 tokens of the history, learning
+  end to end.
+
+What each costs is :mod:`benchmarks.bench_bahe_vs_full_text`'s. On two cores the whole language
+model takes hours. What is there already is not made again, so a benchmark that was killed goes on;
+the home folder is that of ``bench_quality``.
+
+    python -m benchmarks.bench_full_text_quality
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality_home import prepare
+from benchmarks.quality_plan import (
+    SAME_BUDGET,
+    SINGLE,
+    Seeded,
+    once,
+    one_pass,
+    score_all,
+    train_missing,
+)
+from benchmarks.quality_result import compared, figures
+from benchmarks.quality_tables import differences_table, models_table, other_slices
+from benchmarks.results_file import given_command, write_result
+from encoders.devices import torch_threads
+from feature_repo.command import say
+from feature_repo.home import Home
+from training.evaluate import measure
+from training.sources import Sources
+
+FULL_TEXT = "full_text_numeric"
+
+
+def planned() -> dict[str, Seeded]:
+    """Both models and their runs, BAHE first."""
+    recipes = {
+        SAME_BUDGET: one_pass(SINGLE),
+        FULL_TEXT: one_pass("full_text", "model.use_numeric=true"),
+    }
+    return {name: [once(recipe, name)] for name, recipe in recipes.items()}
+
+
+def compare(sources: Sources, plan: Mapping[str, Seeded], threads: int) -> dict[str, Any]:
+    """Train what is missing, score and compare.
+
+    Args:
+        sources: What to read from.
+        plan: Of :func:`planned`.
+        threads: Of the arithmetic.
+
+    Raises:
+        ArtifactError: If a run of such a name is of other settings, data or vectors.
+    """
+    started = time.monotonic()
+    of = {name: [run for _, run in runs] for name, runs in plan.items()}
+    with torch_threads(threads):
+        for runs in plan.values():
+            train_missing(sources, runs, threads)
+        scored = score_all(sources, of)
+    first, second = plan
+    difference = measure(scored, of[first], against=of[second], started=started)
+    return {
+        "dataset": sources.manifest.dataset,
+        "rows": scored.rows,
+        "threads": threads,
+        "encoder": sources.table.fingerprint,
+        "compared": [first, second],
+        "by_slice": compared(difference),
+        "models": {
+            name: figures(measure(scored, runs, started=started)) for name, runs in of.items()
+        },
+        "notes": scored.notes,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The result as Markdown.
+
+    Args:
+        found: Of :func:`compare`.
+    """
+    differences = {" - ".join(f"`{name}`" for name in found["compared"]): found["by_slice"]}
+    caption = (
+        f"{found['dataset']}, {found['rows']} rows, vectors of encoder `{found['encoder']}`, one "
+        "seed each. 95 % intervals by bootstrap over users, those of differences on the same "
+        "draws; a difference of logloss below 0 is better."
+    )
+    parts = [caption, models_table(found["models"]), differences_table(differences)]
+    if others := other_slices(differences):
+        parts.append(differences_table(differences, others))
+    if found["notes"]:
+        parts.append("\n".join(f"- {note}" for note in found["notes"]))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset", type=Path, default=Path("feature_repo/datasets/online_retail.toml")
+    )
+    parser.add_argument("--home", type=Path, default=Path("var/quality"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.ERROR)
+    home = Home(options.home)
+    settings = prepare(home, options.dataset, tuned=options.home / "models" / "tuned")
+    found = compare(Sources.open(home, settings.profile), planned(), options.threads)
+    told = page(found)
+    say(told)
+    print(
+        write_result(
+            "full_text_quality", given_command("bench_full_text_quality"), found, page=told
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
