@@ -25,6 +25,7 @@ class Settings:
 _FULL_DISK = (
     *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
     "disk is full",  # SQLite's own words
+    " requested and ",  # numpy's, of items that it could not write: it drops the system's
 )
 
 pass_settings = click.make_pass_decorator(Settings)

@@ -72,6 +72,8 @@ def test_a_tokenizer_alone(home: Home, base: Path) -> None:
     assert ours.keys() == theirs.keys() == {"listings", "baskets", FIELDS}
     page = (summary.folder / "report.html").read_text(encoding="utf-8")
     assert f"{report.tokens_saved:.1%}" in page
+    assert "Before and after" in page
+    assert "<svg" in page  # tokens per byte, plotted
     assert not re.findall(r"(?:src|href)=[\"']?(?!#)\w+:", page)
 
 
