@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 
 from encoders.cooccurrence import SAME_BASKET, count_pairs
@@ -21,6 +20,7 @@ from encoders.lm.records import (
     plain,
     scene_token,
 )
+from encoders.query_engine import query_engine
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, ItemColumn
@@ -79,8 +79,7 @@ def read_items(home: Home, manifest: DataManifest, config: TaskConfig) -> list[I
     """
     names = [column.name for column in manifest.item_columns]
     quoted = "".join('"' + name.replace('"', '""') + '", ' for name in names)
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         rows = connection.execute(
             _ITEMS.format(columns=quoted),
             {

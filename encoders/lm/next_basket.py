@@ -5,11 +5,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 
-import duckdb
-
 from encoders.lm.corpus import Split
 from encoders.lm.examples import Example, TaskConfig
 from encoders.lm.records import Order, history_text, order_text, plain
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
@@ -80,7 +79,7 @@ GROUP BY split, user_id, moment ORDER BY split, user_id, moment
 
 def foretold_scene(home: Home) -> str | None:
     """The scene whose next basket is foretold; None where there are no events."""
-    with duckdb.connect() as connection:
+    with query_engine() as connection:
         found = connection.execute(
             _SCENE, {"events": str(home.events / "*.parquet"), "purchase": PURCHASE}
         ).fetchone()
@@ -104,8 +103,7 @@ def next_basket_examples(
     """
     files = {"events": str(home.events / "*.parquet"), "behaviors": str(home.behaviors)}
     split = {"valid": manifest.split.valid, "test": manifest.split.test}
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         popular = connection.execute(
             _POPULAR,
             {**files, "scene": scene, "valid": split["valid"], "days": _POPULAR_DAYS},

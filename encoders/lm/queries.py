@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import duckdb
-
 from encoders.lm.records import plain
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
@@ -73,8 +72,7 @@ class Queries:
         if SEARCH not in manifest.scenes:
             counted = Counter(word for title in titles for word in set(title.split()))
             return cls(None, counted, num_words)
-        with duckdb.connect() as connection:
-            connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+        with query_engine() as connection:
             rows = connection.execute(
                 _LOGGED,
                 {
