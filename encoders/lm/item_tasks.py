@@ -174,14 +174,14 @@ def query_examples(items: Sequence[Item], queries: Queries) -> list[Example]:
         len(text.split())
         for item in items
         if item.split == "train"
-        for text in queries.of(item.item_id, item.title)[:1]
+        for text in queries.of(item.item_id, item.title, "train")[:1]
     ]
     if not lengths:
         return []
     num_words = int(np.median(lengths))
     examples = []
     for item in items:
-        answers = queries.of(item.item_id, item.title)
+        answers = queries.of(item.item_id, item.title, item.split)
         if answers:
             record = LISTING + TITLE + item.title
             rule = {"first_words": " ".join(item.title.split()[:num_words])}

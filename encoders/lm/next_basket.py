@@ -13,14 +13,16 @@ from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
 PURCHASE = "purchase"
-"""Scene that is foretold where the data set has it; else the one with most events."""
+"""Scene that is foretold where the data set has it; else the one with most events to learn from."""
 _POPULAR_DAYS = 30
 """Before the validation period: whose most frequent text a rule answers."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SCENE = """
 SELECT scene FROM read_parquet($events) GROUP BY scene
-ORDER BY scene = $purchase DESC, count(*) DESC, scene LIMIT 1
+ORDER BY
+    scene = $purchase DESC, count(*) FILTER (WHERE event_timestamp < $valid) DESC, scene
+LIMIT 1
 """
 _POPULAR = """
 SELECT text FROM read_parquet($events) JOIN read_parquet($behaviors) USING (behavior_id)
@@ -77,11 +79,16 @@ GROUP BY split, user_id, moment ORDER BY split, user_id, moment
 """
 
 
-def foretold_scene(home: Home) -> str | None:
+def foretold_scene(home: Home, manifest: DataManifest) -> str | None:
     """The scene whose next basket is foretold; None where there are no events."""
     with query_engine() as connection:
         found = connection.execute(
-            _SCENE, {"events": str(home.events / "*.parquet"), "purchase": PURCHASE}
+            _SCENE,
+            {
+                "events": str(home.events / "*.parquet"),
+                "purchase": PURCHASE,
+                "valid": manifest.split.valid,
+            },
         ).fetchone()
     return None if found is None else str(found[0])
 

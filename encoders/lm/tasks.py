@@ -10,7 +10,7 @@
 
 Nothing is learned from what is measured: items are held out by a hash of their title, all that were
 first seen from the validation period on are held out too, and baskets are split by time. Titles,
-columns and baskets of learned examples are those of before the validation period.
+columns, searches and baskets of learned examples are those of before the validation period.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def build_examples(home: Home, config: TaskConfig = TaskConfig()) -> list[Exampl
         found += attribute_examples(column, items)
     titles = [item.title for item in items if item.split == "train"]
     found += query_examples(items, Queries.read(home, manifest, titles, config.query_words))
-    scene = foretold_scene(home)
+    scene = foretold_scene(home, manifest)
     if scene is not None:
         found += title_examples(home, manifest, items, scene, config)
         found += next_basket_examples(home, manifest, scene, config)
