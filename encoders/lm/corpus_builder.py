@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from encoders.lm.corpus import (
     COMMAND,
@@ -19,8 +20,8 @@ from encoders.lm.corpus import (
     MixtureConfig,
     SourceSummary,
     Split,
-    load_corpus,
     manifest_path,
+    stored_corpus,
 )
 from encoders.lm.filters import FilterConfig
 from encoders.lm.mixture import mixture
@@ -95,12 +96,21 @@ def build_corpus(home: Home, config: CorpusConfig, progress: Progress = silent) 
     data = load_manifest(home)
     sources = _chosen_sources(home, data, config)
     options = json.loads(json.dumps(asdict(config) | {"mixture": config.mixture.model_dump()}))
+    has_records = any(source.is_record for source in sources)
+    told: dict[str, Any] = {
+        "dataset": data.dataset,
+        "until": data.split.valid,
+        "special_tokens": special_tokens(data),
+        "mixture": config.mixture,
+        "options": options,
+        "tables": data.source_fingerprint if has_records else None,
+    }
     decisive = {"filters": options["filters"], "split": data.split.model_dump(mode="json")}
     prints = {source.name: source.fingerprint(decisive) for source in sources}
     with home.lock("corpus"):
         old = _there(home)
         before = {} if old is None else {n: s.fingerprint for n, s in old.sources.items()}
-        if old is not None and old.options == options and before == prints:
+        if old is not None and before == prints and old == old.model_copy(update=told):
             return old
         building = home.corpus.with_name(home.corpus.name + ".building.part")
         summaries = {}
@@ -124,12 +134,8 @@ def build_corpus(home: Home, config: CorpusConfig, progress: Progress = silent) 
         manifest = CorpusManifest(
             created=datetime.now(UTC),
             fingerprint=hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16],
-            dataset=data.dataset,
-            until=data.split.valid,
             sources=summaries,
-            special_tokens=special_tokens(data),
-            mixture=config.mixture,
-            options=options,
+            **told,
         )
         _check(manifest, config)
         with complete_folder(home.corpus) as part:
@@ -158,7 +164,7 @@ def _documents(corpus: Path, split: Split, source: str) -> Path:
 def _there(home: Home) -> CorpusManifest | None:
     """The corpus that is there, if it is one of this version and complete."""
     try:
-        manifest = load_corpus(home)
+        manifest = stored_corpus(home)
     except (MissingStepError, StoreError):
         return None
     files = [_documents(home.corpus, split, name) for split in SPLITS for name in manifest.sources]

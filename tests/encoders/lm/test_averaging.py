@@ -11,14 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from encoders.lm.averaging import AVERAGING_FILE, AveragingManifest, average, mean_weights
 from encoders.lm.cli_pretrain import commands
-from encoders.lm.corpus import read_documents
+from encoders.lm.corpus import load_corpus, manifest_path, read_documents
 from encoders.lm.likelihood import measure_likelihood
 from encoders.lm.pretraining import pretrain
 from encoders.lm.validation import ALL
 from feature_repo.command import SentenceGroup, Settings
-from feature_repo.errors import EncoderError
+from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home
 from tests.encoders.lm.small_corpus import make_home, small, weights
+from tests.encoders.planted import START, manifest
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,17 @@ def test_the_average_is_measured_beside_the_single_ones(home: Home) -> None:
     assert (summary.folder / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(EncoderError, match="small-average exists already, made from other weights"):
         average(home, home.models / "small", last=2)
+
+
+def test_a_corpus_of_other_tables_is_refused(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    pretrain(home, small(steps=4, num_snapshots=2), threads=1)
+    manifest(START, START).save(home.manifest)
+    load_corpus(home).model_copy(update={"tables": "others"}).save(manifest_path(home))
+    with pytest.raises(MissingStepError, match="the corpus was made of other tables than those"):
+        average(home, home.models / "small")
+    with pytest.raises(MissingStepError, match="the corpus was made of other tables than those"):
+        pretrain(home, small(steps=5), name="later", threads=1)
 
 
 def test_sentences(home: Home, tmp_path: Path) -> None:

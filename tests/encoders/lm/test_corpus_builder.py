@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from encoders.lm.corpus import SPLITS, MixtureConfig, load_corpus, read_documents
 from encoders.lm.corpus_builder import CorpusConfig, build_corpus
 from encoders.lm.filters import FilterConfig
 from encoders.lm.text_files import FileSource
+from encoders.lm.tokenizer import train_tokenizer
+from encoders.lm.tokenizer_config import TokenizerConfig
 from feature_repo.behavior import hash63
 from feature_repo.errors import DataSetError, LongtrailError, MissingStepError
 from feature_repo.home import Home
+from feature_repo.manifest import ItemColumn, load_manifest
 from tests.encoders.lm.planted_shop import NUM_DAYS, TITLES, items, make_shop, orders
 from tests.encoders.planted import DAY, START, TEST, VALID
 
@@ -125,6 +129,46 @@ def test_building_again_changes_nothing_until_the_data_does(
     assert build_corpus(home, weighed).fingerprint == first.fingerprint
     assert load_corpus(home).mixture.general_share == 0.5
     assert contents(home) == kept
+
+
+def ingest_again(home: Home, **changes: Any) -> None:
+    """What an ingest of other data would leave in the manifest."""
+    changes["source_fingerprint"] = "1"
+    load_manifest(home).model_copy(update=changes).save(home.manifest)
+
+
+def test_a_corpus_of_other_tables_is_refused_until_it_is_built_again(home: Home) -> None:
+    first = build_corpus(home, RECORDS)
+    assert first.tables == "0"
+    ingest_again(home)
+    with pytest.raises(MissingStepError, match=r"of other tables .* `longtrail lm corpus` again"):
+        load_corpus(home)
+    second = build_corpus(home, RECORDS)
+    assert second.tables == "1"
+    assert load_corpus(home) == second
+    home.manifest.unlink()  # a home that keeps its models alone
+    assert load_corpus(home) == second
+
+
+def test_a_corpus_of_files_is_of_no_tables_but_knows_their_fields(
+    home: Home, reviews: FileSource
+) -> None:
+    config = CorpusConfig(sources=(), files=(reviews,))
+    first = build_corpus(home, config)
+    assert first.tables is None
+    kept = contents(home)
+    small = TokenizerConfig(vocab_size=400, phrase_share=0.0)
+    before = train_tokenizer(home, small).report
+    columns = (*load_manifest(home).item_columns, ItemColumn(name="size", kind="numeric"))
+    ingest_again(home, item_columns=columns)
+    assert load_corpus(home) == first
+    second = build_corpus(home, config)
+    assert (second.fingerprint, contents(home)) == (first.fingerprint, kept)
+    assert set(second.special_tokens) - set(first.special_tokens) == {"<|field:size|>"}
+    # The same text, but other tokens: not the tokenizer that was there.
+    after = train_tokenizer(home, small)
+    assert after.report.num_special == before.num_special + 1
+    assert len(AutoTokenizer.from_pretrained(after.folder).encode("<|field:size|>")) == 1
 
 
 class Killed(BaseException):
