@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from encoders.lm.built_in_sources import BUILT_IN
 from encoders.lm.corpus import (
     COMMAND,
     SPLITS,
@@ -24,17 +25,16 @@ from encoders.lm.corpus import (
     stored_corpus,
 )
 from encoders.lm.filters import FilterConfig
-from encoders.lm.mixture import mixture
+from encoders.lm.mixture import check_weights, mixture
 from encoders.lm.records import special_tokens
 from encoders.lm.source_writer import write_source
 from encoders.lm.sources import Source, table_sources
-from encoders.lm.text_files import PYTHON_DOCS, FileSource, file_source, python_docs
+from encoders.lm.text_files import FileSource, file_source, python_docs
 from feature_repo.errors import DataSetError, MissingStepError, StoreError
 from feature_repo.home import Home, complete_folder
 from feature_repo.manifest import DataManifest, load_manifest
 from feature_repo.progress import Progress, silent
 
-BUILT_IN = ("listings", "baskets", "histories", PYTHON_DOCS)
 _SUMMARY = "summary.json"
 
 
@@ -47,7 +47,7 @@ class CorpusConfig:
     """
 
     sources: tuple[str, ...] = BUILT_IN
-    """Built-in sources, of :data:`BUILT_IN`."""
+    """Built-in sources, of :data:`encoders.lm.built_in_sources.BUILT_IN`."""
     files: tuple[FileSource, ...] = ()
     """The user's own."""
     history_days: int = 91
@@ -69,12 +69,7 @@ class CorpusConfig:
         twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
             raise DataSetError(f"there are two sources {twice[0]!r}: give each a name of its own")
-        for name in self.mixture.weights:
-            if name not in names:
-                raise DataSetError(
-                    f"the mixture weighs {name!r}, but the corpus has the sources "
-                    f"{', '.join(names)}: name one of these"
-                )
+        check_weights(self.mixture, names)
         if self.history_days < 1:
             raise DataSetError(f"history_days must be at least 1, got {self.history_days}")
 
