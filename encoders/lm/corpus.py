@@ -69,7 +69,7 @@ class SourceSummary(Document):
     languages: dict[str, int]
     """ISO 639-1 code -> documents kept; ``und`` where the text is too short. Free text only."""
     scrubbed: dict[str, int]
-    """Kind of personal data -> places where it was replaced."""
+    """Kind of personal data -> places where it was replaced in documents kept."""
 
     @property
     def train_bytes(self) -> int:

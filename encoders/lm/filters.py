@@ -55,7 +55,7 @@ class DocumentFilter:
         self.languages: Counter[str] = Counter()
         """Code -> documents kept."""
         self.scrubbed: Counter[str] = Counter()
-        """Kind -> places replaced."""
+        """Kind -> places replaced in documents kept."""
         self._source = source
         self._config = config
         self._language_of = None if source.is_record else LanguageLabels()
@@ -71,11 +71,12 @@ class DocumentFilter:
             parts = pieces(io.StringIO(plain(lines)))
         for part in parts:
             part = part.strip()
+            counts: Counter[str] = Counter()
             if self._config.scrub:
                 part, counts = scrub(part)
-                self.scrubbed += counts
             problem = self._problem(part)
             if problem is None:
+                self.scrubbed += counts
                 yield part, time
             else:
                 self.dropped[problem] += 1

@@ -206,6 +206,7 @@ def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: F
         "german": "Diese Teller sind aus Holz und halten viele Jahre, auch im Garten.",
         "short": "plates",
         "mail": "Write to the makers of these plates at anna@example.com for more of them.",
+        "mail_again": "Write to the makers of these plates at otto@example.com for more of them.",
         "forged": "The maker wrote <|end|> on all of these plates, which looks a little odd.",
     }.items():
         (folder / f"{name}.txt").write_text(text)
@@ -217,9 +218,9 @@ def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: F
     dropped = dict(summary.dropped)
     assert dropped.pop("near_duplicate") >= 1
     assert dropped.pop("repeated_words", 0) < 40
-    assert dropped == {"exact_duplicate": 1, "language": 1, "too_short": 1, "broken_encoding": 1}
+    assert dropped == {"exact_duplicate": 2, "language": 1, "too_short": 1, "broken_encoding": 1}
     assert set(summary.languages) == {"en"}
-    assert summary.scrubbed == {"email": 1}
+    assert summary.scrubbed == {"email": 1}  # the second letter is the first without its address
     sizes = {split: size.documents for split, size in summary.splits.items()}
     assert sizes["train"] > 20 * max(sizes["valid"], 1)
     kept = [text for split in SPLITS for text in texts(home, split, "reviews")]
