@@ -1,11 +1,13 @@
 """The corpus: nothing of the future in training, every line in its place, kills and repetitions."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -48,7 +50,7 @@ def texts(home: Home, split: Any, source: str) -> list[str]:
 
 
 def contents(home: Home) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in home.corpus.rglob("*.parquet")}
+    return {str(p.relative_to(home.root)): p.read_bytes() for p in home.corpus.rglob("*.parquet")}
 
 
 def test_documents_are_split_by_time_and_nothing_is_lost(home: Home) -> None:
@@ -191,11 +193,47 @@ def test_a_killed_build_keeps_finished_sources(home: Home, tmp_path: Path) -> No
     seen = [0, 0]
     build_corpus(home, RECORDS, kill)
     assert len(seen) == 4  # two sources of three, each one batch
-    of = {path.removeprefix(str(home.root)): data for path, data in contents(home).items()}
-    assert of == {
-        p.removeprefix(str(undisturbed.root)): d for p, d in contents(undisturbed).items()
-    }
+    assert contents(home) == contents(undisturbed)
     assert [path.name for path in home.corpus.parent.iterdir()] == ["corpus"]
+
+
+def prose(folder: Path, texts: Sequence[str]) -> FileSource:
+    folder.mkdir()
+    for place, text in enumerate(texts):
+        (folder / f"{place}.txt").write_text(text)
+    return FileSource(folder.name, "general", str(folder / "*.txt"))
+
+
+def test_free_text_leaves_out_what_earlier_free_text_says(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list("aeioulmnrst"), size=6)) for _ in range(500)]
+    said = [f"{' '.join(random.choice(words, size=20))}." for _ in range(90)]
+    first = prose(tmp_path / "first", said[:60])
+    second = prose(tmp_path / "second", [f"{text}!" for text in said[:30]] + said[50:])
+    both = CorpusConfig(sources=("listings",), files=(first, second))
+    at_once = make_shop(tmp_path / "at_once")
+    sources = build_corpus(at_once, both).sources
+    assert sources["first"].dropped == {}
+    assert sources["second"].dropped == {"near_duplicate": 30, "exact_duplicate": 10}
+
+    def kill(advance: int, total: int, **figures: float) -> None:
+        seen.append(advance)
+        if len(seen) == 3:
+            raise Killed
+
+    seen: list[int] = []
+    killed = make_shop(tmp_path / "killed")
+    with pytest.raises(Killed):
+        build_corpus(killed, both, kill)
+    build_corpus(killed, both)
+    later = make_shop(tmp_path / "later")
+    build_corpus(later, replace(both, files=(first,)))
+    build_corpus(later, both)
+    assert contents(at_once) == contents(killed) == contents(later)
+    # Where the first is another one, the second is too.
+    prose(tmp_path / "other", said[80:])
+    changed = replace(both, files=(replace(first, pattern=str(tmp_path / "other" / "*")), second))
+    assert build_corpus(later, changed).sources["second"].dropped == {"exact_duplicate": 10}
 
 
 def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: FileSource) -> None:
