@@ -97,6 +97,11 @@ class CorpusManifest(Document):
     tables: str | None = None
     """Source fingerprint of the tables whose records are in it; None where it has only files."""
 
+    @property
+    def is_scrubbed(self) -> bool:
+        """Whether personal data was replaced in it."""
+        return bool(self.options.get("filters", {}).get("scrub", False))
+
     def source(self, name: str) -> SourceSummary:
         """One source of the corpus.
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from encoders.lm.corpus import Split
-from encoders.lm.examples import Example, TaskConfig
+from encoders.lm.examples import Clean, Example, TaskConfig
 from encoders.lm.records import Order, history_text, order_text, plain
 from encoders.query_engine import query_engine
 from feature_repo.home import Home
@@ -94,7 +94,7 @@ def foretold_scene(home: Home, manifest: DataManifest) -> str | None:
 
 
 def next_basket_examples(
-    home: Home, manifest: DataManifest, scene: str, config: TaskConfig
+    home: Home, manifest: DataManifest, scene: str, config: TaskConfig, clean: Clean
 ) -> list[Example]:
     """One text of a user's next basket in a scene, from the newest lines of all scenes before.
 
@@ -107,6 +107,7 @@ def next_basket_examples(
         manifest: Of its tables; its split decides over the splits here.
         scene: What is foretold.
         config: How many.
+        clean: Of the texts.
     """
     files = {"events": str(home.events / "*.parquet"), "behaviors": str(home.behaviors)}
     split = {"valid": manifest.split.valid, "test": manifest.split.test}
@@ -129,8 +130,11 @@ def next_basket_examples(
                 "history_lines": config.history_lines,
             },
         ).fetchall()
-    popular_text = plain(popular[0]) if popular else ""
-    return [_example(scene, popular_text, *row) for row in rows]
+    popular_text = clean(popular[0]) if popular else ""
+    return [
+        _example(scene, popular_text, *row, list(map(clean, texts)), list(map(clean, answers)))
+        for *row, texts, answers in rows
+    ]
 
 
 def _example(
@@ -159,8 +163,8 @@ def _example(
         key=user_id,
         instruction=f"next {plain(scene)}",
         record=history_text(orders) + order_text(Order(_time(moment_us), []), before=orders[-1]),
-        answers=tuple(map(plain, answers)),
-        rules={"popular": popular, "users_usual": plain(usual)},
+        answers=tuple(answers),
+        rules={"popular": popular, "users_usual": usual},
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from encoders.lm.corpus import Split
-from encoders.lm.records import plain
+from encoders.lm.examples import Clean
 from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
@@ -74,7 +74,12 @@ class Queries:
 
     @classmethod
     def read(
-        cls, home: Home, manifest: DataManifest, titles: Iterable[str], num_words: int
+        cls,
+        home: Home,
+        manifest: DataManifest,
+        titles: Iterable[str],
+        num_words: int,
+        clean: Clean,
     ) -> "Queries":
         """Read the log, or count the words.
 
@@ -83,6 +88,7 @@ class Queries:
             manifest: Of its tables.
             titles: Those that may be learned from.
             num_words: Of a query that is made.
+            clean: Of searches; titles are clean.
         """
         if SEARCH not in manifest.scenes:
             counted = Counter(word for title in titles for word in set(title.split()))
@@ -98,8 +104,8 @@ class Queries:
                     "until": manifest.split.valid,
                 },
             ).fetchall()
-        logged = {item_id: tuple(map(plain, texts)) for item_id, texts, _ in rows}
-        learned = {item_id: tuple(map(plain, texts)) for item_id, _, texts in rows if texts}
+        logged = {item_id: tuple(map(clean, texts)) for item_id, texts, _ in rows}
+        learned = {item_id: tuple(map(clean, texts)) for item_id, _, texts in rows if texts}
         return cls(logged, learned, {}, num_words)
 
     def of(self, item_id: str, title: str, split: Split) -> tuple[str, ...]:

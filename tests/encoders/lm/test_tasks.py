@@ -1,7 +1,8 @@
 """Tasks ask what the tables say, hold out what is measured, and see nothing of the future."""
 
+import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from encoders.lm.corpus_builder import CorpusConfig, build_corpus
 from encoders.lm.examples import Example, TaskConfig, examples_fingerprint
+from encoders.lm.filters import FilterConfig
 from encoders.lm.queries import Queries
+from encoders.lm.records import plain
 from encoders.lm.task_scores import score, score_tasks, word_f1
 from encoders.lm.tasks import build_examples, choose
 from feature_repo.behavior import hash63
@@ -165,7 +169,7 @@ def test_draws_are_bounded_and_repeatable(home: Home, examples: list[Example]) -
 
 def test_queries_are_the_most_telling_words(home: Home) -> None:
     titles = ["red oak cup", "red oak bowl", "red tin cup", "blue oak lamp", "tin x9", "tin x9"]
-    queries = Queries.read(home, load_manifest(home), titles, 2)
+    queries = Queries.read(home, load_manifest(home), titles, 2, plain)
     assert queries.num_titles["red"] == 3
     # cup is in 2 titles, oak and red in 3; of oak and red the later one. lamp is in one only.
     assert queries.of("", "red oak cup", "train") == ("oak cup",)
@@ -203,6 +207,25 @@ def test_later_searches_are_told_and_never_learned(tmp_path: Path) -> None:
     assert {e.split for e in found} == {"train", "valid", "test"}
     assert all("later words" not in e.answers for e in found if e.split == "train")
     assert any("later words" in e.answers for e in found if e.split != "train")
+
+
+def test_where_the_corpus_was_scrubbed_so_are_the_tasks(tmp_path: Path) -> None:
+    home = make_home(tmp_path, searches=True)
+    behaviors = pq.read_table(home.behaviors)
+    rows = [{**row, "text": f"{row['text']} for a@b.de"} for row in behaviors.to_pylist()]
+    pq.write_table(behaviors.from_pylist(rows, behaviors.schema), home.behaviors)
+    items = pq.read_table(home.items)
+    rows = [{**row, "shelf": f"{row['shelf']}, a@b.de"} for row in items.to_pylist()]
+    pq.write_table(items.from_pylist(rows, items.schema), home.items)
+    listings = CorpusConfig(sources=("listings",))
+    for scrub, kept, gone in ((False, "a@b.de", "[email]"), (True, "[email]", "a@b.de")):
+        build_corpus(home, replace(listings, filters=FilterConfig(scrub=scrub)))
+        found = build_examples(home, CONFIG)
+        assert {"attribute:shelf", "query", "title", "next_purchase"} < {e.task for e in found}
+        for example in found:
+            told = json.dumps(asdict(example))
+            assert kept in told
+            assert gone not in told
 
 
 def test_scores_by_hand() -> None:
