@@ -131,15 +131,13 @@ def next_basket_examples(
             },
         ).fetchall()
     popular_text = clean(popular[0]) if popular else ""
-    return [
-        _example(scene, popular_text, *row, list(map(clean, texts)), list(map(clean, answers)))
-        for *row, texts, answers in rows
-    ]
+    return [_example(scene, popular_text, clean, *row) for row in rows]
 
 
 def _example(
     scene: str,
     popular: str,
+    clean: Clean,
     split: Split,
     user_id: str,
     moment_us: int,
@@ -149,6 +147,7 @@ def _example(
     answers: list[str],
 ) -> Example:
     """An example from a row of the query; the lines come oldest first."""
+    texts = [clean(text) for text in texts]
     lines = zip(times_us, scenes, texts, strict=True)
     orders = [
         Order(_time(time_us), [(of_scene, text) for _, of_scene, text in together])
@@ -163,7 +162,7 @@ def _example(
         key=user_id,
         instruction=f"next {plain(scene)}",
         record=history_text(orders) + order_text(Order(_time(moment_us), []), before=orders[-1]),
-        answers=tuple(answers),
+        answers=tuple(map(clean, answers)),
         rules={"popular": popular, "users_usual": usual},
     )
 
