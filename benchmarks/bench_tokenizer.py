@@ -31,11 +31,11 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.results_file import given_command, write_result
 from encoders.config import DEFAULT_MODEL
+from encoders.lm.built_in_sources import PYTHON_DOCS
 from encoders.lm.cli_corpus import corpus_must_be
 from encoders.lm.corpus import CorpusManifest, load_corpus, read_documents
 from encoders.lm.extended_folder import extend_tokenizer
 from encoders.lm.fertility import Fertility, measure, token_ids, tokens_saved
-from encoders.lm.text_files import PYTHON_DOCS
 from encoders.lm.tokenizer import train_tokenizer, wrap
 from encoders.lm.tokenizer_config import ExtendConfig, TokenizerConfig
 from encoders.lm.tokenizer_folder import read_tokenizer

@@ -13,10 +13,10 @@ from datetime import datetime
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.query_engine import query_engine
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
 
@@ -250,15 +250,14 @@ def _baskets(home: Home, start: datetime, stop: datetime, largest: int) -> Itera
     """A connection with the table ``baskets`` (user_number, basket, behavior_id)."""
     with (
         TemporaryDirectory() as scratch,
-        duckdb.connect(
-            config={
+        query_engine(
+            {
                 "memory_limit": MEMORY_LIMIT,
                 "temp_directory": scratch,
                 "preserve_insertion_order": False,
             }
         ) as connection,
     ):
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         connection.execute(
             _BASKETS,
             {

@@ -8,11 +8,11 @@ are enough of them.
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.cooccurrence import sample_next_pairs
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
@@ -47,8 +47,7 @@ def choose_until(home: Home, manifest: DataManifest, *, min_events: int = MIN_EV
     """
     if not home.impressions.exists():
         return manifest.split.valid
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         first = connection.execute(
             _FIRST_TRAINING, {"impressions": str(home.impressions)}
         ).fetchone()[0]
@@ -65,8 +64,7 @@ def seen_labels(home: Home, until: datetime) -> dict[str, int]:
     """How many impressions of each split lie before ``until``: an encoder tuned so saw them."""
     if not home.impressions.exists():
         return {}
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         rows = connection.execute(
             _SEEN_LABELS, {"impressions": str(home.impressions), "until": until}
         ).fetchall()

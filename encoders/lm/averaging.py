@@ -18,6 +18,7 @@ from torch import Tensor
 
 from encoders.fingerprint import model_fingerprint
 from encoders.lm.documents import start_token
+from encoders.lm.held_out_documents import no_documents
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.model_folder import (
     check_model_name,
@@ -93,7 +94,8 @@ def average(
     Raises:
         EncoderError: If the model has not so many kept weights, or the result is there already,
             from other weights.
-        MissingStepError: If there is no corpus.
+        MissingStepError: If there is no corpus, or it is of other tables.
+        DataSetError: If its valid split is empty, so that nothing tells which weights are better.
 
     Source:
         Herold et al., "LiLiuM", 2024, arXiv:2406.12023; Izmailov et al., "Averaging Weights Leads
@@ -117,6 +119,8 @@ def average(
         return AveragingSummary(folder, there, time.perf_counter() - started)
     model, tokenizer = load_language_model(model_folder)
     texts = ValidationTexts.choose(make_shards(home, tokenizer)["valid"], validation_bytes)
+    if not texts.documents:
+        raise no_documents("valid")
     loss = LanguageModelLoss(model.to(device)).eval()
     start = start_token(tokenizer)
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import click
 
+from encoders.lm.built_in_sources import BUILT_IN
 from feature_repo.command import Settings, emit, pass_settings
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
 from feature_repo.progress import BarLine
-
-_BUILT_IN = ("listings", "baskets", "histories", "python_docs")
 
 
 @click.command(short_help="Collect the text that an own language model learns from.")
@@ -18,8 +17,8 @@ _BUILT_IN = ("listings", "baskets", "histories", "python_docs")
     "--built-in",
     "built_in",
     multiple=True,
-    type=click.Choice(_BUILT_IN),
-    default=_BUILT_IN,
+    type=click.Choice(BUILT_IN),
+    default=BUILT_IN,
     show_default=True,
     help="Source to take: records of the home's tables, or Python's documentation as general text.",
 )

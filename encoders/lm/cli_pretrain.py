@@ -9,7 +9,7 @@ from encoders.cli_options import cpu_option, process_threads_option, track_optio
 from encoders.config import Precision
 from encoders.lm.cli_average import commands as average_commands
 from encoders.lm.recipes import RECIPES, Optimizer, PretrainingConfig
-from feature_repo.command import Settings, emit, pass_settings, say
+from feature_repo.command import Settings, emit, pass_settings, rounded, say
 from feature_repo.errors import EncoderError
 from feature_repo.progress import BarLine
 
@@ -89,7 +89,7 @@ def plan(
             f"Does not fit: {made.total_gb:.0f} GiB per GPU of {gpu_memory_gb:.0f}. "
             "Give more --gpus or a smaller --recipe."
         )
-    emit({k: _rounded(v) for k, v in asdict(made).items()})
+    emit({k: _significant(v) for k, v in asdict(made).items()})
 
 
 @click.command(short_help="Learn a language model from the corpus.")
@@ -244,8 +244,8 @@ def pretrain(
             "valid_bits_per_byte": {source: round(value, 4) for source, value in last.items()},
             "tokens_per_s": round(manifest.tokens_per_s),
             "matmul_gflops": manifest.matmul_rate and round(manifest.matmul_rate / 1e9),
-            "matmul_share": _rounded(manifest.matmul_share),
-            "peak_share": _rounded(manifest.peak_share),
+            "matmul_share": rounded(manifest.matmul_share),
+            "peak_share": rounded(manifest.peak_share),
             "num_processes": manifest.num_processes,
             "seconds": round(summary.seconds, 1),
         }
@@ -266,7 +266,8 @@ def _changed(
     return replace(config, learning=learning, general_share=general_share)
 
 
-def _rounded(value: object) -> object:
+def _significant(value: object) -> object:
+    """A plan's figure with four digits, for they span many powers of ten; all else as it is."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

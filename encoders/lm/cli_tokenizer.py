@@ -17,7 +17,7 @@ from feature_repo.progress import BarLine
     "--name",
     default=TokenizerConfig.name,
     show_default=True,
-    help="Of the tokenizer; what was made under the same name is replaced.",
+    help="Of the tokenizer; one that this command made is replaced: models carry their own copy.",
 )
 @click.option(
     "--vocab-size",

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, Field
 
 from feature_repo.errors import DataSetError, MissingStepError
 from feature_repo.home import Home
-from feature_repo.manifest import Document
+from feature_repo.manifest import DataManifest, Document
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -69,7 +69,7 @@ class SourceSummary(Document):
     languages: dict[str, int]
     """ISO 639-1 code -> documents kept; ``und`` where the text is too short. Free text only."""
     scrubbed: dict[str, int]
-    """Kind of personal data -> places where it was replaced."""
+    """Kind of personal data -> places where it was replaced in documents kept."""
 
     @property
     def train_bytes(self) -> int:
@@ -94,10 +94,49 @@ class CorpusManifest(Document):
     """As given; not part of the fingerprint."""
     options: dict[str, Any]
     """:class:`encoders.lm.corpus_builder.CorpusConfig` as given."""
+    tables: str | None = None
+    """Source fingerprint of the tables whose records are in it; None where it has only files."""
+
+    @property
+    def is_scrubbed(self) -> bool:
+        """Whether personal data was replaced in it."""
+        return bool(self.options.get("filters", {}).get("scrub", False))
+
+    def source(self, name: str) -> SourceSummary:
+        """One source of the corpus.
+
+        Raises:
+            DataSetError: If it has no such source.
+        """
+        if name not in self.sources:
+            raise DataSetError(
+                f"the corpus has no source {name!r}: it has {', '.join(self.sources)}; name one of "
+                f"these, or add it with `{COMMAND} --source`"
+            )
+        return self.sources[name]
 
 
 def load_corpus(home: Home) -> CorpusManifest:
-    """The manifest of the home's corpus.
+    """The manifest of the home's corpus, where it is one of the home's tables.
+
+    Raises:
+        MissingStepError: If none was built, or other tables were ingested since; where there are
+            no tables any more, it stands for itself.
+        StoreError: If it is of another version.
+    """
+    corpus = stored_corpus(home)
+    if corpus.tables is not None and home.manifest.exists():
+        tables = DataManifest.load(home.manifest, made_by="longtrail ingest").source_fingerprint
+        if tables != corpus.tables:
+            raise MissingStepError(
+                "the corpus was made of other tables than those that are there now: run "
+                f"`{COMMAND}` again, with the same options"
+            )
+    return corpus
+
+
+def stored_corpus(home: Home) -> CorpusManifest:
+    """The manifest of the home's corpus, of whatever tables it was made.
 
     Raises:
         MissingStepError: If none was built.
@@ -130,12 +169,7 @@ def document_batches(home: Home, split: Split, source: str) -> Iterator[pa.Recor
     """
     path = home.corpus / split / f"{source}.parquet"
     if not path.exists():
-        sources = load_corpus(home).sources
-        if source not in sources:
-            raise DataSetError(
-                f"the corpus has no source {source!r}: it has {', '.join(sources)}; name one of "
-                f"these, or add it with `{COMMAND} --source`"
-            )
+        load_corpus(home).source(source)
         raise MissingStepError(f"{path} is missing: run `{COMMAND}` again")
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(_BATCH_DOCUMENTS)
@@ -148,8 +182,7 @@ def sample_texts(home: Home, split: Split, source: str, max_bytes: int) -> Itera
         MissingStepError: If no corpus was built.
         DataSetError: If it has no such source.
     """
-    summary = load_corpus(home).sources.get(source)
-    size = summary.splits[split].bytes if summary else 0
+    size = load_corpus(home).source(source).splits[split].bytes
     limit = min(1.0, max_bytes / max(1, size)) * _DRAWN_FROM
     for batch in document_batches(home, split, source):
         ids, texts = batch["document_id"].to_pylist(), batch["text"].to_pylist()

@@ -103,7 +103,7 @@ def evaluate_models(
 
     Raises:
         EncoderError: If a model cannot be loaded, or none is given.
-        MissingStepError: If there is no corpus.
+        MissingStepError: If there is no corpus, or it is of other tables.
         DataSetError: If nothing is held out.
     """
     if not folders:

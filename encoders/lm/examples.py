@@ -9,13 +9,16 @@ An example is an instruction on a record, and an answer, in the special tokens o
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from encoders.lm.corpus import SPLITS, Split
 from encoders.lm.records import ANSWER, INSTRUCTION
 from feature_repo.behavior import hash63
 from feature_repo.errors import EncoderError
+
+Clean = Callable[[str], str]
+"""Makes a text of the tables one of a record: :func:`encoders.lm.records.plain`, or more."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Beside the tokenizer's files lie ``extension_report.json`` (:class:`ExtensionRep
 ``report.html``. A model's folder is one like any other: ``--model FOLDER`` of every command.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
+from encoders.fingerprint import model_fingerprint
 from encoders.lm.corpus import CorpusManifest, load_corpus, sample_texts
 from encoders.lm.extend import Appended, append_tokens, token_text
 from encoders.lm.fertility import Fertility, measure, token_ids
@@ -24,7 +26,7 @@ from encoders.lm.tokenizer_folder import TOKENIZER_FILE, find_tokenizer, read_to
 from encoders.lm.tokenizer_report import FIELDS, PAGE_FILE, fertility_section, held_out_texts
 from encoders.page import Section, write_page
 from encoders.pretrained import quiet_transformers
-from feature_repo.errors import DataSetError, EncoderError
+from feature_repo.errors import DataSetError, EncoderError, MissingStepError, StoreError
 from feature_repo.home import Home, complete_folder
 from feature_repo.manifest import Document
 from feature_repo.progress import Progress, silent
@@ -61,6 +63,8 @@ class ExtensionReport(Document):
 
     format: Literal[1] = 1
     created: AwareDatetime
+    fingerprint: str
+    """Of all that decides the folder's contents."""
     base: str
     name: str
     corpus: str
@@ -97,47 +101,51 @@ def extend_tokenizer(
 ) -> ExtensionSummary:
     """Append the domain's tokens to a tokenizer, and give a model rows for them.
 
+    Where just that is there already, nothing is done.
+
     Args:
         home: The corpus has been built; its domain sources are learned from.
         base: Name of a tokenizer of the home, or a folder with ``tokenizer.json``.
         name: Of the result.
         config: How many tokens.
         model: Folder of the model that the base is the tokenizer of; None: the tokenizer alone.
-        folder: Made by this; must not exist. None: ``home.models/<name>`` with a model, else
+        folder: Made by this. None: ``home.models/<name>`` with a model, else
             ``home.tokenizers/<name>``.
         progress: Told documents read.
 
     Raises:
-        MissingStepError: If there is no corpus.
+        MissingStepError: If there is no corpus, or it is of other tables.
         DataSetError: If the corpus has no domain text.
         EncoderError: If the base is no byte-level BPE, the model does not fit it, or the folder
-            exists.
+            holds something else.
     """
     corpus = load_corpus(home)
     old_folder = find_tokenizer(home, base)
     if folder is None:
         folder = (home.tokenizers if model is None else home.models) / name
     folder = folder.expanduser().resolve()
-    if folder.exists():
-        raise EncoderError(f"{folder} exists already: give another name, or delete it")
     old = read_tokenizer(old_folder)
     # As it is loaded: some classes of transformers replace parts of what the file says.
-    content = json.loads(old.backend_tokenizer.to_str())
+    text = old.backend_tokenizer.to_str()
+    kept = sorted(path for pattern in _KEPT_FILES for path in old_folder.glob(pattern))
+    fingerprint = _fingerprint(text, kept, corpus, config, model)
+    there = _there(folder, fingerprint)
+    if there is not None:
+        return ExtensionSummary(folder, there)
     with home.lock(f"extend-{name}"):
-        extension = append_tokens(content, _domain_texts(home, corpus, progress), config)
+        extension = append_tokens(json.loads(text), _domain_texts(home, corpus, progress), config)
         with complete_folder(folder) as part:
-            for pattern in _KEPT_FILES:
-                for path in old_folder.glob(pattern):
-                    shutil.copy(path, part / path.name)
-            text = json.dumps(extension.content, ensure_ascii=False)
-            (part / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+            for path in kept:
+                shutil.copy(path, part / path.name)
+            content = json.dumps(extension.content, ensure_ascii=False)
+            (part / TOKENIZER_FILE).write_text(content, encoding="utf-8")
             if model is not None:
                 enlarged = load_enlarged(model, len(old), extension.appended)
                 with quiet_transformers():
                     enlarged.save_pretrained(part)
             new = read_tokenizer(part)
             report = _report(home, corpus, old, new, extension.appended, name=name, base=base,
-                             config=config, model=model)  # fmt: skip
+                             config=config, model=model, fingerprint=fingerprint)  # fmt: skip
             report.save(part / REPORT_FILE)
             _write_page(part / PAGE_FILE, report)
     return ExtensionSummary(folder, report)
@@ -161,6 +169,42 @@ def token_use(tokenizer: Any, appended: Sequence[Appended], texts: Sequence[str]
         num_pairs=num_pairs,
         pairs_used=pairs_used / num_pairs if num_pairs else 1.0,
     )
+
+
+def _fingerprint(
+    base: str,
+    kept: Sequence[Path],
+    corpus: CorpusManifest,
+    config: ExtendConfig,
+    model: Path | None,
+) -> str:
+    """Of all that decides an extension: the base as text and its other files, text, settings."""
+    identity = [
+        *(base, [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in kept]),
+        *(corpus.fingerprint, asdict(config)),
+        None if model is None else model_fingerprint(model),
+    ]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _there(folder: Path, fingerprint: str) -> ExtensionReport | None:
+    """What a run before this one has finished; None where there is nothing.
+
+    Raises:
+        EncoderError: If it is something else.
+    """
+    if not folder.exists():
+        return None
+    try:
+        report = ExtensionReport.load(folder / REPORT_FILE, made_by="longtrail lm extend")
+    except (MissingStepError, StoreError):  # of another command, or of another version
+        report = None
+    if report is None or report.fingerprint != fingerprint:
+        raise EncoderError(
+            f"{folder} exists already, made from another base, corpus or settings: give another "
+            "--name, or delete it"
+        )
+    return report
 
 
 def _domain_texts(home: Home, corpus: CorpusManifest, progress: Progress) -> Iterator[str]:
@@ -188,6 +232,7 @@ def _report(
     base: str,
     config: ExtendConfig,
     model: Path | None,
+    fingerprint: str,
 ) -> ExtensionReport:
     parts = {
         part: [field for text in texts for field in field_texts(text)]
@@ -201,6 +246,7 @@ def _report(
     num_after = sum(after[part].tokens for part in domain)
     return ExtensionReport(
         created=datetime.now(UTC),
+        fingerprint=fingerprint,
         base=base,
         name=name,
         corpus=corpus.fingerprint,

@@ -1,13 +1,12 @@
 """How many tokens a tokenizer makes of text."""
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from encoders.lm.records import field_texts
 from feature_repo.manifest import Document
 
-_SPECIAL = re.compile(r"<\|[^|<>]+\|>")
 _BATCH_TEXTS = 1000
 
 
@@ -44,7 +43,7 @@ def measure(tokenizer: Any, texts: Iterable[str]) -> Fertility:
     while batch := list(islice(stream, _BATCH_TEXTS)):
         documents += len(batch)
         num_bytes += sum(len(text.encode()) for text in batch)
-        words += sum(len(_SPECIAL.sub(" ", text).split()) for text in batch)
+        words += sum(len(field.split()) for text in batch for field in field_texts(text))
         tokens += sum(map(len, token_ids(tokenizer, batch)))
     return Fertility(documents=documents, bytes=num_bytes, words=words, tokens=tokens)
 

@@ -26,8 +26,9 @@ class FilterConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     """Of free text."""
     near_duplicates: float | None = 0.8
-    """Likeness from which two listings, or two free texts, count as one: the earlier is kept. None:
-    only exact copies do. Orders and histories are kept as often as they were made."""
+    """Likeness from which two listings, or two free texts of whatever sources, count as one: the
+    earlier is kept. None: only exact copies do. Orders and histories are kept as often as they were
+    made."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes; free text of others is left out. Empty: all are kept, and labelled."""
     scrub: bool = False
@@ -47,19 +48,23 @@ class DocumentFilter:
     Args:
         source: What is filtered; a record is not judged by its language and quality.
         config: How.
+        duplicates: Knows the texts that were there before, and is told these; None = none is left
+            out for having been there.
     """
 
-    def __init__(self, source: Source, config: FilterConfig) -> None:
+    def __init__(
+        self, source: Source, config: FilterConfig, duplicates: DuplicateFilter | None
+    ) -> None:
         self.dropped: Counter[str] = Counter()
         """Reason -> documents left out."""
         self.languages: Counter[str] = Counter()
         """Code -> documents kept."""
         self.scrubbed: Counter[str] = Counter()
-        """Kind -> places replaced."""
+        """Kind -> places replaced in documents kept."""
         self._source = source
         self._config = config
         self._language_of = None if source.is_record else LanguageLabels()
-        self._duplicates = DuplicateFilter(config.near_duplicates) if source.deduplicate else None
+        self._duplicates = duplicates
 
     def __call__(self, document: RawDocument) -> Iterator[RawDocument]:
         """What is kept of a document: nothing, itself, or the parts of a long one."""
@@ -71,11 +76,12 @@ class DocumentFilter:
             parts = pieces(io.StringIO(plain(lines)))
         for part in parts:
             part = part.strip()
+            counts: Counter[str] = Counter()
             if self._config.scrub:
                 part, counts = scrub(part)
-                self.scrubbed += counts
             problem = self._problem(part)
             if problem is None:
+                self.scrubbed += counts
                 yield part, time
             else:
                 self.dropped[problem] += 1

@@ -38,11 +38,16 @@ def draw_documents(
     }
     found = {name: documents for name, documents in found.items() if documents.texts}
     if not found:
-        raise DataSetError(
-            f"the corpus has no documents in its {split} split: the data set needs events or items "
-            "in that part of its time, or add general text with `longtrail lm corpus --source`"
-        )
+        raise no_documents(split)
     return found
+
+
+def no_documents(split: Split) -> DataSetError:
+    """What to say where a split is empty in every source."""
+    return DataSetError(
+        f"the corpus has no documents in its {split} split: the data set needs events or items "
+        "in that part of its time, or add general text with `longtrail lm corpus --source`"
+    )
 
 
 def texts_to_write(held_out: dict[str, HeldOut], *, num: int, characters: int) -> list[str]:

@@ -178,7 +178,7 @@ def tune_on_tasks(
         EncoderError: If another model has the name, the model cannot be used, or the loss
             diverges.
         DataSetError: If no task has an example.
-        MissingStepError: If nothing has been ingested.
+        MissingStepError: If nothing has been ingested, or the home has a corpus of other tables.
     """
     started = time.perf_counter()
     check_model_name(name)

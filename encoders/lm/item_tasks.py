@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 
 from encoders.cooccurrence import SAME_BASKET, count_pairs
 from encoders.lm.corpus import Split
-from encoders.lm.examples import Example, TaskConfig
+from encoders.lm.examples import Clean, Example, TaskConfig
 from encoders.lm.queries import Queries
 from encoders.lm.records import (
     LISTING,
@@ -21,6 +20,7 @@ from encoders.lm.records import (
     plain,
     scene_token,
 )
+from encoders.query_engine import query_engine
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, ItemColumn
@@ -69,18 +69,18 @@ class Item:
     split: Split
 
 
-def read_items(home: Home, manifest: DataManifest, config: TaskConfig) -> list[Item]:
+def read_items(home: Home, manifest: DataManifest, config: TaskConfig, clean: Clean) -> list[Item]:
     """All items with a title, by id.
 
     Args:
         home: The home folder; ingest has been run.
         manifest: Of its tables.
         config: Which are held out.
+        clean: Of titles and categorical columns.
     """
     names = [column.name for column in manifest.item_columns]
     quoted = "".join('"' + name.replace('"', '""') + '", ' for name in names)
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         rows = connection.execute(
             _ITEMS.format(columns=quoted),
             {
@@ -89,27 +89,29 @@ def read_items(home: Home, manifest: DataManifest, config: TaskConfig) -> list[I
                 "until": manifest.split.valid,
             },
         ).fetchall()
-    return [
-        Item(
-            item_id=item_id,
-            title=plain(title),
-            fields=dict(zip(names, map(_known, values), strict=True)),
-            is_new=is_new,
-            split="test" if is_new else config.split_of(title),
-        )
-        for item_id, title, *values, is_new in rows
-    ]
+    items = []
+    for item_id, text, *values, is_new in rows:
+        title = clean(text)
+        known = (_known(value, clean) for value in values)
+        split: Split = "test" if is_new else config.split_of(title)
+        items.append(Item(item_id, title, dict(zip(names, known, strict=True)), is_new, split))
+    return items
 
 
 def title_examples(
-    home: Home, manifest: DataManifest, items: Sequence[Item], scene: str, config: TaskConfig
+    home: Home,
+    manifest: DataManifest,
+    items: Sequence[Item],
+    scene: str,
+    config: TaskConfig,
+    clean: Clean,
 ) -> list[Example]:
     """The title from the item's columns and the texts most often bought with it.
 
     Counted before the validation period, a text's weight being ``count / sqrt(its frequency)``. The
     rule answers the first of them. An item of which nothing is known has no example.
     """
-    neighbors = _neighbors(home, manifest, config.num_neighbors)
+    neighbors = _neighbors(home, manifest, config.num_neighbors, clean)
     examples = []
     for item in items:
         texts = neighbors.get(item.title, [])
@@ -149,7 +151,7 @@ def attribute_examples(column: ItemColumn, items: Sequence[Item]) -> list[Exampl
         instruction = f"{column.name} band"
         answers = [names[band] for band in np.searchsorted(edges, numbers, side="right")]
     else:
-        answers = [plain(str(value)) for value in values]
+        answers = [str(value) for value in values]
         num_values = len(set(np.array(answers)[is_learned]))
         if not 1 < num_values <= min(MAX_VALUES, is_learned.sum() // 2):
             return []
@@ -175,14 +177,14 @@ def query_examples(items: Sequence[Item], queries: Queries) -> list[Example]:
         len(text.split())
         for item in items
         if item.split == "train"
-        for text in queries.of(item.item_id, item.title)[:1]
+        for text in queries.of(item.item_id, item.title, "train")[:1]
     ]
     if not lengths:
         return []
     num_words = int(np.median(lengths))
     examples = []
     for item in items:
-        answers = queries.of(item.item_id, item.title)
+        answers = queries.of(item.item_id, item.title, item.split)
         if answers:
             record = LISTING + TITLE + item.title
             rule = {"first_words": " ".join(item.title.split()[:num_words])}
@@ -201,7 +203,7 @@ def _example(
     return Example(task, item.split, item.item_id, instruction, record, answers, rules, item.is_new)
 
 
-def _neighbors(home: Home, manifest: DataManifest, num: int) -> dict[str, list[str]]:
+def _neighbors(home: Home, manifest: DataManifest, num: int, clean: Clean) -> dict[str, list[str]]:
     """Text -> the texts most often bought with it, the strongest first."""
     if not num:
         return {}
@@ -215,7 +217,7 @@ def _neighbors(home: Home, manifest: DataManifest, num: int) -> dict[str, list[s
         )
     except DataSetError:  # nobody ever bought two things together
         return {}
-    texts = [plain(text) for text in counted.texts]
+    texts = [clean(text) for text in counted.texts]
     found = {}
     for place, text in enumerate(texts):
         pairs = slice(counted.starts[place], counted.starts[place + 1])
@@ -225,15 +227,15 @@ def _neighbors(home: Home, manifest: DataManifest, num: int) -> dict[str, list[s
     return found
 
 
-def _known(value: Any) -> float | str | None:
+def _known(value: Any, clean: Clean) -> float | str | None:
     """A value, None where it is missing or no number."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return None
-    return value if isinstance(value, str) else float(value)
+    return clean(value) if isinstance(value, str) else float(value)
 
 
 def _written(value: float | str) -> str:
-    return plain(value) if isinstance(value, str) else format_number(value)
+    return value if isinstance(value, str) else format_number(value)
 
 
 def _most(counted: Counter[str]) -> str:

@@ -74,7 +74,6 @@ def measure_likelihood(
     tokenizer: Any,
     texts: Sequence[str],
     *,
-    context: int | None = None,
     batch_tokens: int | None = None,
     precision: Precision = "float32",
     progress: Progress = silent,
@@ -85,7 +84,6 @@ def measure_likelihood(
         model: With a head over the vocabulary (``AutoModelForCausalLM``), on any device.
         tokenizer: The model's.
         texts: N documents without start and end token.
-        context: C; None = the model's length.
         batch_tokens: Tokens computed at once, None = what is quick on the model's device; moves
             speed and memory only.
         precision: Of the matrix products; the likelihood itself is float32.
@@ -115,7 +113,7 @@ def measure_likelihood(
             tell,
             documents,
             start=start_token(tokenizer),
-            context=context or model.config.max_position_embeddings,
+            context=model.config.max_position_embeddings,
             device=model.device,
             batch_tokens=batch_tokens or quick,
             progress=progress,

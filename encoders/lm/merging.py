@@ -51,6 +51,8 @@ def merge(
 ) -> MergingSummary:
     """Write ``(1 - weight) x base + weight x tuned`` to ``home.models / name``.
 
+    Where just that is there already, nothing is done.
+
     Args:
         home: Where the merged model goes.
         base: Folder of a model.
@@ -60,7 +62,7 @@ def merge(
 
     Raises:
         EncoderError: If the weight is outside its range, the models do not have the same shape and
-            vocabulary, or the result is there already.
+            vocabulary, or something else has the name.
 
     Source:
         Herold et al., "Domain Adaptation of Foundation LLMs for e-Commerce" (e-Llama), 2025,
@@ -72,8 +74,10 @@ def merge(
     name = name or f"{tuned.name}-merged"
     check_model_name(name)
     folder = home.models / name
-    if folder.exists():
-        raise EncoderError(f"{folder} exists already: give another --name, or delete it")
+    base_fingerprint, tuned_fingerprint = model_fingerprint(base), model_fingerprint(tuned)
+    there = _there(folder, base_fingerprint, tuned_fingerprint, weight)
+    if there is not None:
+        return MergingSummary(folder, there, time.perf_counter() - started)
     model, tokenizer = load_language_model(base)
     other, other_tokenizer = load_language_model(tuned)
     if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(other_tokenizer):
@@ -95,9 +99,9 @@ def merge(
     manifest = MergingManifest(
         created=datetime.now(UTC),
         base_model=str(base),
-        base_model_fingerprint=model_fingerprint(base),
+        base_model_fingerprint=base_fingerprint,
         tuned_model=str(tuned),
-        tuned_model_fingerprint=model_fingerprint(tuned),
+        tuned_model_fingerprint=tuned_fingerprint,
         weight=weight,
         git_revision=git_revision(),
     )
@@ -105,3 +109,22 @@ def merge(
         save_language_model(model, tokenizer, part)
         manifest.save(part / MERGING_FILE)
     return MergingSummary(folder, manifest, time.perf_counter() - started)
+
+
+def _there(folder: Path, base: str, tuned: str, weight: float) -> MergingManifest | None:
+    """What a run before this one has finished; None where there is nothing.
+
+    Raises:
+        EncoderError: If it is something else.
+    """
+    if not folder.exists():
+        return None
+    if (folder / MERGING_FILE).exists():
+        manifest = MergingManifest.load(folder / MERGING_FILE, made_by="longtrail lm merge")
+        made_from = (manifest.base_model_fingerprint, manifest.tuned_model_fingerprint)
+        if (*made_from, manifest.weight) == (base, tuned, weight):
+            return manifest
+    raise EncoderError(
+        f"{folder} exists already, made from other models or with another weight: give another "
+        "--name, or delete it"
+    )

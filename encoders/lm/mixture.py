@@ -4,11 +4,30 @@ Models learn from sources in other proportions than they have text: a company's 
 few beside the general text of the world, and a small source seen for the tenth time teaches little.
 """
 
+from collections.abc import Iterable
+
 from encoders.lm.corpus import CorpusManifest, MixtureConfig
 from feature_repo.errors import DataSetError
 
 CONTINUED_GENERAL_SHARE = 0.5
 """General : e-commerce = 1 : 1, for continued pretraining: e-Llama, arXiv:2501.09706."""
+
+
+def check_weights(config: MixtureConfig, sources: Iterable[str]) -> None:
+    """Make sure that a mixture weighs what there is.
+
+    Raises:
+        DataSetError: If a weight is negative or of an unknown source.
+    """
+    names = list(sources)
+    for name, weight in config.weights.items():
+        if name not in names:
+            raise DataSetError(
+                f"the mixture weighs {name!r}, but the corpus has the sources {', '.join(names)}: "
+                "name one of these"
+            )
+        if not weight >= 0:
+            raise DataSetError(f"the weight of {name} must be at least 0, got {weight}")
 
 
 def mixture(manifest: CorpusManifest, config: MixtureConfig | None = None) -> dict[str, float]:
@@ -29,14 +48,7 @@ def mixture(manifest: CorpusManifest, config: MixtureConfig | None = None) -> di
         DataSetError: If a weight is negative or of an unknown source, or nothing is left.
     """
     config = manifest.mixture if config is None else config
-    for name, weight in config.weights.items():
-        if name not in manifest.sources:
-            raise DataSetError(
-                f"the mixture weighs {name!r}, but the corpus has the sources "
-                f"{', '.join(manifest.sources)}: name one of these"
-            )
-        if not weight >= 0:
-            raise DataSetError(f"the weight of {name} must be at least 0, got {weight}")
+    check_weights(config, manifest.sources)
     raw = {
         name: config.weights.get(name, 1.0) * source.train_bytes ** (1 / config.temperature)
         for name, source in manifest.sources.items()

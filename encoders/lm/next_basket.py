@@ -5,23 +5,24 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 
-import duckdb
-
 from encoders.lm.corpus import Split
-from encoders.lm.examples import Example, TaskConfig
+from encoders.lm.examples import Clean, Example, TaskConfig
 from encoders.lm.records import Order, history_text, order_text, plain
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
 PURCHASE = "purchase"
-"""Scene that is foretold where the data set has it; else the one with most events."""
+"""Scene that is foretold where the data set has it; else the one with most events to learn from."""
 _POPULAR_DAYS = 30
 """Before the validation period: whose most frequent text a rule answers."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SCENE = """
 SELECT scene FROM read_parquet($events) GROUP BY scene
-ORDER BY scene = $purchase DESC, count(*) DESC, scene LIMIT 1
+ORDER BY
+    scene = $purchase DESC, count(*) FILTER (WHERE event_timestamp < $valid) DESC, scene
+LIMIT 1
 """
 _POPULAR = """
 SELECT text FROM read_parquet($events) JOIN read_parquet($behaviors) USING (behavior_id)
@@ -78,17 +79,22 @@ GROUP BY split, user_id, moment ORDER BY split, user_id, moment
 """
 
 
-def foretold_scene(home: Home) -> str | None:
+def foretold_scene(home: Home, manifest: DataManifest) -> str | None:
     """The scene whose next basket is foretold; None where there are no events."""
-    with duckdb.connect() as connection:
+    with query_engine() as connection:
         found = connection.execute(
-            _SCENE, {"events": str(home.events / "*.parquet"), "purchase": PURCHASE}
+            _SCENE,
+            {
+                "events": str(home.events / "*.parquet"),
+                "purchase": PURCHASE,
+                "valid": manifest.split.valid,
+            },
         ).fetchone()
     return None if found is None else str(found[0])
 
 
 def next_basket_examples(
-    home: Home, manifest: DataManifest, scene: str, config: TaskConfig
+    home: Home, manifest: DataManifest, scene: str, config: TaskConfig, clean: Clean
 ) -> list[Example]:
     """One text of a user's next basket in a scene, from the newest lines of all scenes before.
 
@@ -101,11 +107,11 @@ def next_basket_examples(
         manifest: Of its tables; its split decides over the splits here.
         scene: What is foretold.
         config: How many.
+        clean: Of the texts.
     """
     files = {"events": str(home.events / "*.parquet"), "behaviors": str(home.behaviors)}
     split = {"valid": manifest.split.valid, "test": manifest.split.test}
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         popular = connection.execute(
             _POPULAR,
             {**files, "scene": scene, "valid": split["valid"], "days": _POPULAR_DAYS},
@@ -124,13 +130,14 @@ def next_basket_examples(
                 "history_lines": config.history_lines,
             },
         ).fetchall()
-    popular_text = plain(popular[0]) if popular else ""
-    return [_example(scene, popular_text, *row) for row in rows]
+    popular_text = clean(popular[0]) if popular else ""
+    return [_example(scene, popular_text, clean, *row) for row in rows]
 
 
 def _example(
     scene: str,
     popular: str,
+    clean: Clean,
     split: Split,
     user_id: str,
     moment_us: int,
@@ -140,6 +147,7 @@ def _example(
     answers: list[str],
 ) -> Example:
     """An example from a row of the query; the lines come oldest first."""
+    texts = [clean(text) for text in texts]
     lines = zip(times_us, scenes, texts, strict=True)
     orders = [
         Order(_time(time_us), [(of_scene, text) for _, of_scene, text in together])
@@ -154,8 +162,8 @@ def _example(
         key=user_id,
         instruction=f"next {plain(scene)}",
         record=history_text(orders) + order_text(Order(_time(moment_us), []), before=orders[-1]),
-        answers=tuple(map(plain, answers)),
-        rules={"popular": popular, "users_usual": plain(usual)},
+        answers=tuple(map(clean, answers)),
+        rules={"popular": popular, "users_usual": usual},
     )
 
 

@@ -51,7 +51,6 @@ class NgramModel:
         documents: Token ids of each, its end token included; at least one token in all.
         num_tokens: V; every id is below it.
         order: n, at least 1.
-        discounts: One for all orders and counts, in (0, 1], instead of estimates.
 
     Raises:
         EncoderError: If there is no token, or an id is outside ``[0, num_tokens)``.
@@ -68,7 +67,6 @@ class NgramModel:
         num_tokens: int,
         *,
         order: int = DEFAULT_ORDER,
-        discounts: float | None = None,
     ) -> None:
         if order < 1:
             raise EncoderError(f"the order of an n-gram model must be at least 1, got {order}")
@@ -79,7 +77,7 @@ class NgramModel:
         stream, predicted = self._stream(documents)
         if not predicted.any():
             raise EncoderError("an n-gram model needs text to count, but no document has a token")
-        self._orders = self._count(stream, predicted, discounts)
+        self._orders = self._count(stream, predicted)
 
     def log2_probabilities(self, documents: Iterable[Document]) -> list[NDArray[np.float64]]:
         """Log2 probability of every token of each document in its context; O(T n log K).
@@ -91,16 +89,6 @@ class NgramModel:
         stream, predicted = self._stream(rows)
         chances = np.log2(self._probabilities(stream)[predicted])
         return np.split(chances, np.cumsum([len(row) for row in rows])[:-1]) if rows else []
-
-    def distribution(self, context: Sequence[int]) -> NDArray[np.float64]:
-        """Probability of every token after the last n - 1 tokens of ``context``, [V]; sums to 1."""
-        kept = list(context)[len(context) - min(len(context), self.order - 1) :]
-        rows = np.empty((self.num_tokens, len(kept) + 1), dtype=np.int64)
-        rows[:, :-1] = kept
-        rows[:, -1] = np.arange(self.num_tokens)
-        stream, _ = self._stream(rows)
-        values = self._probabilities(stream).reshape(self.num_tokens, -1)[:, -1]
-        return np.asarray(values)
 
     def _stream(self, documents: Iterable[Document]) -> tuple[Ids, NDArray[np.bool_]]:
         """All documents after their marks, [T], and which of it is to be predicted, [T]."""
@@ -120,9 +108,7 @@ class NgramModel:
             )
         return stream, predicted
 
-    def _count(
-        self, stream: Ids, predicted: NDArray[np.bool_], discount: float | None
-    ) -> list[_Order]:
+    def _count(self, stream: Ids, predicted: NDArray[np.bool_]) -> list[_Order]:
         """Every order's n-grams and what they leave, shortest first."""
         # Whether all n tokens that end here belong to one document: n - 1 marks stand before each,
         # so an n-gram that ends in a predicted token never reaches into the document before.
@@ -148,18 +134,14 @@ class NgramModel:
                 counts[length - 2] = np.bincount(seen, minlength=len(keys[length - 2]))
         num_contexts = [1, *(len(found) for found in keys)]
         return [
-            self._smooth(found, count, size, discount)
+            self._smooth(found, count, size)
             for found, count, size in zip(keys, counts, num_contexts, strict=False)
         ]
 
-    def _smooth(self, keys: Ids, counts: Ids, num_contexts: int, discount: float | None) -> _Order:
+    def _smooth(self, keys: Ids, counts: Ids, num_contexts: int) -> _Order:
         """Take the discounts from the counts of one order."""
-        steps = (
-            _estimate_discounts(counts)
-            if discount is None
-            else np.full(_NUM_DISCOUNTS, discount, dtype=np.float64)
-        )
-        taken = np.concatenate([[0.0], steps])[np.minimum(counts, _NUM_DISCOUNTS)]
+        discounts = np.concatenate([[0.0], _estimate_discounts(counts)])
+        taken = discounts[np.minimum(counts, _NUM_DISCOUNTS)]
         contexts = keys // self._symbols
         total = np.bincount(contexts, weights=counts, minlength=num_contexts)
         given = np.bincount(contexts, weights=taken, minlength=num_contexts)

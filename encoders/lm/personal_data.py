@@ -42,10 +42,11 @@ def _is_iban(text: str) -> bool:
 
 def _is_address(text: str) -> bool:
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return False
-    return True
+    # Of version 6 most is nobody's: a double colon alone, a slice such as ::2, words beside one.
+    return address.version == 4 or not address.is_reserved
 
 
 def _always(_text: str) -> bool:

@@ -1,17 +1,19 @@
 """What people search for to find an item: from the log of searches, or made from the title.
 
 Where the data set has a scene of that name, a query belongs to the item of the user's next event
-that names one, within half an hour. Where it has none, a query is made of the title's most telling
-words: those in the fewest titles, but in at least two, in the order of the title.
+that names one, within half an hour. Only searches that were answered before the validation period
+are learned from; an answer that is measured may be one of any time. Where it has none, a query is
+made of the title's most telling words: those in the fewest titles, but in at least two, in the
+order of the title.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import duckdb
-
-from encoders.lm.records import plain
+from encoders.lm.corpus import Split
+from encoders.lm.examples import Clean
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 
@@ -29,18 +31,28 @@ WITH searches AS (
     WHERE scene = $search
 ),
 found AS (
-    SELECT user_id, event_timestamp, item_id FROM read_parquet($events)
+    -- One item of a basket, always the same: a join by time takes any.
+    SELECT user_id, event_timestamp, min(item_id) AS item_id FROM read_parquet($events)
     WHERE scene != $search AND item_id IS NOT NULL
+    GROUP BY user_id, event_timestamp
 ),
 pairs AS (
-    SELECT found.item_id, searches.behavior_id
+    SELECT found.item_id, searches.behavior_id, found.event_timestamp < $until AS is_learned
     FROM searches ASOF JOIN found
         ON found.user_id = searches.user_id AND found.event_timestamp > searches.event_timestamp
     WHERE found.event_timestamp <= searches.event_timestamp + INTERVAL ($minutes) MINUTE
+),
+counted AS (
+    SELECT
+        item_id, text, count(*) AS num, count(*) FILTER (WHERE is_learned) AS num_learned
+    FROM pairs JOIN read_parquet($behaviors) USING (behavior_id)
+    GROUP BY item_id, text
 )
-SELECT item_id, text, count(*) AS num
-FROM pairs JOIN read_parquet($behaviors) USING (behavior_id)
-GROUP BY item_id, text ORDER BY item_id, num DESC, text
+SELECT
+    item_id,
+    list(text ORDER BY num DESC, text),
+    list(text ORDER BY num_learned DESC, text) FILTER (WHERE num_learned > 0)
+FROM counted GROUP BY item_id ORDER BY item_id
 """
 
 
@@ -49,18 +61,25 @@ class Queries:
     """Queries that find an item.
 
     Args:
-        logged: Item -> its queries, most frequent first; None where there is no log.
+        logged: Item -> its queries of all times, most frequent first; None where there is no log.
+        learned: Item -> those before the validation period, most frequent first.
         num_titles: Word -> titles with it, where queries are made.
         num_words: Of a query that is made.
     """
 
     logged: Mapping[str, tuple[str, ...]] | None
+    learned: Mapping[str, tuple[str, ...]]
     num_titles: Mapping[str, int]
     num_words: int
 
     @classmethod
     def read(
-        cls, home: Home, manifest: DataManifest, titles: Iterable[str], num_words: int
+        cls,
+        home: Home,
+        manifest: DataManifest,
+        titles: Iterable[str],
+        num_words: int,
+        clean: Clean,
     ) -> "Queries":
         """Read the log, or count the words.
 
@@ -69,12 +88,12 @@ class Queries:
             manifest: Of its tables.
             titles: Those that may be learned from.
             num_words: Of a query that is made.
+            clean: Of searches; titles are clean.
         """
         if SEARCH not in manifest.scenes:
             counted = Counter(word for title in titles for word in set(title.split()))
-            return cls(None, counted, num_words)
-        with duckdb.connect() as connection:
-            connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+            return cls(None, {}, counted, num_words)
+        with query_engine() as connection:
             rows = connection.execute(
                 _LOGGED,
                 {
@@ -82,17 +101,21 @@ class Queries:
                     "behaviors": str(home.behaviors),
                     "search": SEARCH,
                     "minutes": WITHIN_MINUTES,
+                    "until": manifest.split.valid,
                 },
             ).fetchall()
-        logged: dict[str, tuple[str, ...]] = {}
-        for item_id, text, _ in rows:
-            logged[item_id] = (*logged.get(item_id, ()), plain(text))
-        return cls(logged, {}, num_words)
+        logged = {item_id: tuple(map(clean, texts)) for item_id, texts, _ in rows}
+        learned = {item_id: tuple(map(clean, texts)) for item_id, _, texts in rows if texts}
+        return cls(logged, learned, {}, num_words)
 
-    def of(self, item_id: str, title: str) -> tuple[str, ...]:
-        """Queries for an item, the most frequent first; none where the title says too little."""
+    def of(self, item_id: str, title: str, split: Split) -> tuple[str, ...]:
+        """Queries for an item of a split, the most frequent first.
+
+        None where nobody searched for it, in the training split before the validation period, or
+        where there is no log and the title says too little.
+        """
         if self.logged is not None:
-            return self.logged.get(item_id, ())
+            return (self.learned if split == "train" else self.logged).get(item_id, ())
         words = _telling(title.split(), self.num_titles)[: self.num_words]
         if len(words) < self.num_words:
             return ()

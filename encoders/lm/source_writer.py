@@ -1,5 +1,6 @@
 """Writes the documents of one source by split, as they come; memory is bounded by a batch."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import islice
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.lm.corpus import DOCUMENT_SCHEMA, SPLITS, SourceSummary, Split, SplitSize
+from encoders.lm.duplicates import DuplicateFilter
 from encoders.lm.filters import DocumentFilter, FilterConfig
 from encoders.lm.sources import RawDocument, Source, split_at
 from feature_repo.behavior import hash63
@@ -26,6 +28,7 @@ def write_source(
     fingerprint: str,
     config: FilterConfig,
     times: SplitTimes,
+    duplicates: DuplicateFilter | None,
     progress: Progress,
 ) -> SourceSummary:
     """Write ``<split>.parquet`` for every split, also for those without documents.
@@ -36,9 +39,10 @@ def write_source(
         fingerprint: Of the source.
         config: What is left out.
         times: Where the splits begin.
+        duplicates: Of :class:`encoders.lm.filters.DocumentFilter`.
         progress: Told documents read, with a total of 0: it is not known.
     """
-    keep = DocumentFilter(source, config)
+    keep = DocumentFilter(source, config, duplicates)
     documents, sizes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     stream = source.read()
     with ExitStack() as files:
@@ -70,6 +74,14 @@ def write_source(
         languages=dict(keep.languages.most_common()),
         scrubbed=dict(keep.scrubbed),
     )
+
+
+def written_texts(folder: Path) -> Iterator[str]:
+    """The texts of a source that :func:`write_source` wrote, split by split."""
+    for split in SPLITS:
+        with pq.ParquetFile(folder / f"{split}.parquet") as file:
+            for batch in file.iter_batches(_BATCH_DOCUMENTS, columns=["text"]):
+                yield from batch["text"].to_pylist()
 
 
 def _split(text: str, time: datetime | None, times: SplitTimes) -> Split:

@@ -13,10 +13,9 @@ from operator import itemgetter
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import duckdb
-
 from encoders.lm.corpus import SourceKind, Split
 from encoders.lm.records import Order, history_text, listing_text, order_text
+from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 from feature_repo.manifest import Split as SplitTimes
@@ -161,12 +160,8 @@ def _period(time: datetime, days: int, manifest: DataManifest) -> tuple[int, Spl
 def _rows(query: str, parameters: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     with (
         TemporaryDirectory() as scratch,
-        duckdb.connect(
-            config={"memory_limit": _MEMORY_LIMIT, "temp_directory": scratch}
-        ) as connection,
+        query_engine({"memory_limit": _MEMORY_LIMIT, "temp_directory": scratch}) as connection,
     ):
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
-        connection.execute("SET TimeZone = 'UTC'")
         cursor = connection.execute(query, parameters)
         while rows := cursor.fetchmany(_FETCHED_ROWS):
             yield from rows

@@ -18,11 +18,11 @@ from typing import Any, TextIO, cast, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from encoders.lm.built_in_sources import PYTHON_DOCS
 from encoders.lm.corpus import SourceKind
 from encoders.lm.sources import RawDocument, Source
 from feature_repo.errors import DataSetError
 
-PYTHON_DOCS = "python_docs"
 PIECE_CHARACTERS = 20_000
 """A longer text is cut into several documents, at the end of a line where there is one."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

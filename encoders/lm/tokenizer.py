@@ -24,7 +24,7 @@ from encoders.lm.records import END, PAD, field_texts
 from encoders.lm.tokenizer_config import TokenizerConfig
 from encoders.lm.tokenizer_report import REPORT_FILE, TokenizerReport, write_report
 from encoders.pretrained import quiet_transformers
-from feature_repo.errors import DataSetError, MissingStepError, StoreError
+from feature_repo.errors import DataSetError, EncoderError, MissingStepError, StoreError
 from feature_repo.home import Home, complete_file, complete_folder
 from feature_repo.progress import Progress, silent
 
@@ -46,6 +46,8 @@ def train_tokenizer(
 ) -> TokenizerSummary:
     """Train a tokenizer on the corpus' training split; nothing where the same one is there already.
 
+    Another one that this made is replaced: models carry their own copy.
+
     First ordinary byte-pair encoding within words, then merges of neighbouring tokens across spaces
     (:mod:`encoders.lm.phrases`), both by how often they are in the fields and lines of the text.
     A run that was killed keeps its words.
@@ -57,18 +59,25 @@ def train_tokenizer(
         phrase_progress: Told phrases learned.
 
     Raises:
-        MissingStepError: If there is no corpus.
+        MissingStepError: If there is no corpus, or it is of other tables.
         DataSetError: If it has no such source, or they hold no training text.
+        EncoderError: If the name is that of a tokenizer that something else made.
     """
     corpus = load_corpus(home)
     sources = _chosen(corpus, config.sources)
-    identity = json.dumps([asdict(config), {n: corpus.sources[n].fingerprint for n in sources}])
+    prints = {name: corpus.sources[name].fingerprint for name in sources}
+    identity = json.dumps([asdict(config), prints, corpus.special_tokens])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = home.tokenizers / config.name
     with home.lock(f"tokenizer-{config.name}"):
         there = _there(folder)
         if there is not None and there.fingerprint == fingerprint:
             return TokenizerSummary(folder, there)
+        if folder.exists() and not (folder / REPORT_FILE).exists():
+            raise EncoderError(
+                f"{folder} holds a tokenizer that `longtrail lm tokenizer` did not make: give "
+                "another --name, or delete it"
+            )
         texts = training_texts(home, sources, config.sample_bytes)
         unfinished = folder.with_name(f"{folder.name}.checkpoint.part")
         words_file = unfinished / f"words-{fingerprint}.json"
@@ -197,13 +206,7 @@ def wrap(tokenizer: Tokenizer, special_tokens: Sequence[str]) -> PreTrainedToken
 
 
 def _chosen(corpus: CorpusManifest, names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in corpus.sources:
-            raise DataSetError(
-                f"the corpus has no source {name!r}: it has {', '.join(corpus.sources)}; name one "
-                "of these, or add it with `longtrail lm corpus --source`"
-            )
-    chosen = [name for name in names or corpus.sources if corpus.sources[name].train_bytes]
+    chosen = [name for name in names or corpus.sources if corpus.source(name).train_bytes]
     if not chosen:
         raise DataSetError(
             f"{', '.join(names) or 'the corpus'} has no training text to learn a tokenizer from: "

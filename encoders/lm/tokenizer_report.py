@@ -40,7 +40,7 @@ class TokenizerReport(Document):
     format: Literal[1] = 1
     created: AwareDatetime
     fingerprint: str
-    """Of the corpus' sources and the settings."""
+    """Of the corpus' sources, its special tokens and the settings."""
     name: str
     corpus: str
     """Fingerprint of the corpus."""

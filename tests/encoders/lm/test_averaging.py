@@ -11,14 +11,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from encoders.lm.averaging import AVERAGING_FILE, AveragingManifest, average, mean_weights
 from encoders.lm.cli_pretrain import commands
-from encoders.lm.corpus import read_documents
+from encoders.lm.corpus import load_corpus, manifest_path, read_documents
+from encoders.lm.evaluation import evaluate_models
 from encoders.lm.likelihood import measure_likelihood
 from encoders.lm.pretraining import pretrain
 from encoders.lm.validation import ALL
 from feature_repo.command import SentenceGroup, Settings
-from feature_repo.errors import EncoderError
+from feature_repo.errors import DataSetError, EncoderError, MissingStepError
 from feature_repo.home import Home
-from tests.encoders.lm.small_corpus import make_home, small, weights
+from tests.encoders.lm.small_corpus import make_home, small, texts, weights, write_corpus
+from tests.encoders.planted import START, manifest
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,37 @@ def test_the_average_is_measured_beside_the_single_ones(home: Home) -> None:
     assert (summary.folder / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(EncoderError, match="small-average exists already, made from other weights"):
         average(home, home.models / "small", last=2)
+
+
+def test_a_corpus_of_other_tables_is_refused(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    pretrain(home, small(steps=4, num_snapshots=2), threads=1)
+    manifest(START, START).save(home.manifest)
+    load_corpus(home).model_copy(update={"tables": "others"}).save(manifest_path(home))
+    with pytest.raises(MissingStepError, match="the corpus was made of other tables than those"):
+        average(home, home.models / "small")
+    with pytest.raises(MissingStepError, match="the corpus was made of other tables than those"):
+        pretrain(home, small(steps=5), name="later", threads=1)
+
+
+def test_without_held_out_text_a_model_is_pretrained_but_nothing_is_compared(
+    tmp_path: Path,
+) -> None:
+    home = make_home(tmp_path)
+    write_corpus(home, {"listings": {"train": texts()["listings"]["train"]}})
+    manifest = pretrain(home, small(steps=4, num_snapshots=2), threads=1).manifest
+    assert [found.figures for found in manifest.validations] == [{}, {}]
+    model = home.models / "small"
+    with pytest.raises(DataSetError, match="the corpus has no documents in its valid split: the"):
+        average(home, model)
+    with pytest.raises(DataSetError, match="the corpus has no documents in its test split: the d"):
+        evaluate_models(home, [model])
+    assert [path.name for path in home.models.iterdir()] == ["small"]
+    group = SentenceGroup(commands=commands)
+    command = ["pretrain", "--steps", "2", "--batch-rows", "1", "--threads", "1", "--cpu"]
+    result = CliRunner().invoke(group, command, obj=Settings(home, "embedded"))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["valid_bits_per_byte"] == {}
 
 
 def test_sentences(home: Home, tmp_path: Path) -> None:

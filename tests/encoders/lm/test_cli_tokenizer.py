@@ -66,9 +66,11 @@ def test_extend_prints_one_line(home: Home, tmp_path: Path) -> None:
     again = run(home, "extend", str(base))
     assert again.exit_code == 0  # a tokenizer alone lies elsewhere
     assert json.loads(again.stdout)["folder"] == str(home.tokenizers / "extended")
-    again = run(home, "extend", str(base))
-    assert again.exit_code == 1
-    assert again.stderr.startswith(f"Error: {home.tokenizers / 'extended'} exists already")
+    once_more = json.loads(run(home, "extend", str(base)).stdout)
+    assert {**once_more, "seconds": 0} == {**json.loads(again.stdout), "seconds": 0}
+    other = run(home, "extend", str(base), "--num-tokens", "7")
+    assert other.exit_code == 1
+    assert other.stderr.startswith(f"Error: {home.tokenizers / 'extended'} exists already, made")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,26 @@
 """The corpus: nothing of the future in training, every line in its place, kills and repetitions."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from encoders.lm.corpus import SPLITS, MixtureConfig, load_corpus, read_documents
 from encoders.lm.corpus_builder import CorpusConfig, build_corpus
 from encoders.lm.filters import FilterConfig
 from encoders.lm.text_files import FileSource
+from encoders.lm.tokenizer import train_tokenizer
+from encoders.lm.tokenizer_config import TokenizerConfig
 from feature_repo.behavior import hash63
 from feature_repo.errors import DataSetError, LongtrailError, MissingStepError
 from feature_repo.home import Home
+from feature_repo.manifest import ItemColumn, load_manifest
 from tests.encoders.lm.planted_shop import NUM_DAYS, TITLES, items, make_shop, orders
 from tests.encoders.planted import DAY, START, TEST, VALID
 
@@ -44,7 +50,7 @@ def texts(home: Home, split: Any, source: str) -> list[str]:
 
 
 def contents(home: Home) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in home.corpus.rglob("*.parquet")}
+    return {str(p.relative_to(home.root)): p.read_bytes() for p in home.corpus.rglob("*.parquet")}
 
 
 def test_documents_are_split_by_time_and_nothing_is_lost(home: Home) -> None:
@@ -127,6 +133,46 @@ def test_building_again_changes_nothing_until_the_data_does(
     assert contents(home) == kept
 
 
+def ingest_again(home: Home, **changes: Any) -> None:
+    """What an ingest of other data would leave in the manifest."""
+    changes["source_fingerprint"] = "1"
+    load_manifest(home).model_copy(update=changes).save(home.manifest)
+
+
+def test_a_corpus_of_other_tables_is_refused_until_it_is_built_again(home: Home) -> None:
+    first = build_corpus(home, RECORDS)
+    assert first.tables == "0"
+    ingest_again(home)
+    with pytest.raises(MissingStepError, match=r"of other tables .* `longtrail lm corpus` again"):
+        load_corpus(home)
+    second = build_corpus(home, RECORDS)
+    assert second.tables == "1"
+    assert load_corpus(home) == second
+    home.manifest.unlink()  # a home that keeps its models alone
+    assert load_corpus(home) == second
+
+
+def test_a_corpus_of_files_is_of_no_tables_but_knows_their_fields(
+    home: Home, reviews: FileSource
+) -> None:
+    config = CorpusConfig(sources=(), files=(reviews,))
+    first = build_corpus(home, config)
+    assert first.tables is None
+    kept = contents(home)
+    small = TokenizerConfig(vocab_size=400, phrase_share=0.0)
+    before = train_tokenizer(home, small).report
+    columns = (*load_manifest(home).item_columns, ItemColumn(name="size", kind="numeric"))
+    ingest_again(home, item_columns=columns)
+    assert load_corpus(home) == first
+    second = build_corpus(home, config)
+    assert (second.fingerprint, contents(home)) == (first.fingerprint, kept)
+    assert set(second.special_tokens) - set(first.special_tokens) == {"<|field:size|>"}
+    # The same text, but other tokens: not the tokenizer that was there.
+    after = train_tokenizer(home, small)
+    assert after.report.num_special == before.num_special + 1
+    assert len(AutoTokenizer.from_pretrained(after.folder).encode("<|field:size|>")) == 1
+
+
 class Killed(BaseException):
     """Stands for a signal: nothing but the files remains."""
 
@@ -147,11 +193,47 @@ def test_a_killed_build_keeps_finished_sources(home: Home, tmp_path: Path) -> No
     seen = [0, 0]
     build_corpus(home, RECORDS, kill)
     assert len(seen) == 4  # two sources of three, each one batch
-    of = {path.removeprefix(str(home.root)): data for path, data in contents(home).items()}
-    assert of == {
-        p.removeprefix(str(undisturbed.root)): d for p, d in contents(undisturbed).items()
-    }
+    assert contents(home) == contents(undisturbed)
     assert [path.name for path in home.corpus.parent.iterdir()] == ["corpus"]
+
+
+def prose(folder: Path, texts: Sequence[str]) -> FileSource:
+    folder.mkdir()
+    for place, text in enumerate(texts):
+        (folder / f"{place}.txt").write_text(text)
+    return FileSource(folder.name, "general", str(folder / "*.txt"))
+
+
+def test_free_text_leaves_out_what_earlier_free_text_says(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list("aeioulmnrst"), size=6)) for _ in range(500)]
+    said = [f"{' '.join(random.choice(words, size=20))}." for _ in range(90)]
+    first = prose(tmp_path / "first", said[:60])
+    second = prose(tmp_path / "second", [f"{text}!" for text in said[:30]] + said[50:])
+    both = CorpusConfig(sources=("listings",), files=(first, second))
+    at_once = make_shop(tmp_path / "at_once")
+    sources = build_corpus(at_once, both).sources
+    assert sources["first"].dropped == {}
+    assert sources["second"].dropped == {"near_duplicate": 30, "exact_duplicate": 10}
+
+    def kill(advance: int, total: int, **figures: float) -> None:
+        seen.append(advance)
+        if len(seen) == 3:
+            raise Killed
+
+    seen: list[int] = []
+    killed = make_shop(tmp_path / "killed")
+    with pytest.raises(Killed):
+        build_corpus(killed, both, kill)
+    build_corpus(killed, both)
+    later = make_shop(tmp_path / "later")
+    build_corpus(later, replace(both, files=(first,)))
+    build_corpus(later, both)
+    assert contents(at_once) == contents(killed) == contents(later)
+    # Where the first is another one, the second is too.
+    prose(tmp_path / "other", said[80:])
+    changed = replace(both, files=(replace(first, pattern=str(tmp_path / "other" / "*")), second))
+    assert build_corpus(later, changed).sources["second"].dropped == {"exact_duplicate": 10}
 
 
 def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: FileSource) -> None:
@@ -162,6 +244,7 @@ def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: F
         "german": "Diese Teller sind aus Holz und halten viele Jahre, auch im Garten.",
         "short": "plates",
         "mail": "Write to the makers of these plates at anna@example.com for more of them.",
+        "mail_again": "Write to the makers of these plates at otto@example.com for more of them.",
         "forged": "The maker wrote <|end|> on all of these plates, which looks a little odd.",
     }.items():
         (folder / f"{name}.txt").write_text(text)
@@ -173,9 +256,9 @@ def test_free_text_is_filtered_labelled_and_split_by_hash(home: Home, reviews: F
     dropped = dict(summary.dropped)
     assert dropped.pop("near_duplicate") >= 1
     assert dropped.pop("repeated_words", 0) < 40
-    assert dropped == {"exact_duplicate": 1, "language": 1, "too_short": 1, "broken_encoding": 1}
+    assert dropped == {"exact_duplicate": 2, "language": 1, "too_short": 1, "broken_encoding": 1}
     assert set(summary.languages) == {"en"}
-    assert summary.scrubbed == {"email": 1}
+    assert summary.scrubbed == {"email": 1}  # the second letter is the first without its address
     sizes = {split: size.documents for split, size in summary.splits.items()}
     assert sizes["train"] > 20 * max(sizes["valid"], 1)
     kept = [text for split in SPLITS for text in texts(home, split, "reviews")]

@@ -27,6 +27,7 @@ from encoders.lm.text_files import FileSource
 from feature_repo.command import SentenceGroup, Settings
 from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home
+from feature_repo.manifest import load_manifest
 from feature_repo.progress import Progress, silent
 from tests.encoders.lm.planted_models import byte_tokenizer, save, small_model
 from tests.encoders.lm.shop_home import TITLES, make_home
@@ -226,6 +227,18 @@ def test_help_shows_the_examples_line_by_line(name: str) -> None:
     shown = CliRunner().invoke(group, [name, "--help"]).stdout.splitlines()
     first = shown.index("  Examples:") + 1
     assert shown[first].startswith(f"    longtrail lm {name} ")
+
+
+def test_a_corpus_of_other_tables_is_refused(home: Home, tmp_path: Path) -> None:
+    stale = make_home(tmp_path)
+    build_corpus(stale, CorpusConfig(sources=("listings",)))
+    tables = load_manifest(stale)
+    tables.model_copy(update={"source_fingerprint": "other"}).save(stale.manifest)
+    model = str(home.models / "bytes")
+    for arguments in (["tune", "--model", model], ["evaluate", model]):
+        result = run(stale, *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith("Error: the corpus was made of other tab")
 
 
 def test_sentences(home: Home, tmp_path: Path) -> None:

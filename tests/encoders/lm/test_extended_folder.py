@@ -1,6 +1,8 @@
 """``lm extend`` from a corpus to a folder that loads like any other."""
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from encoders.lm.extended_folder import (
     token_use,
 )
 from encoders.lm.text_files import FileSource
-from encoders.lm.tokenizer_config import ExtendConfig
+from encoders.lm.tokenizer import train_tokenizer
+from encoders.lm.tokenizer_config import ExtendConfig, TokenizerConfig
 from encoders.lm.tokenizer_report import FIELDS
 from feature_repo.errors import DataSetError, EncoderError, MissingStepError
 from feature_repo.home import Home
@@ -90,10 +93,36 @@ def test_a_model_with_its_tokenizer(home: Home, base: Path, tmp_path: Path) -> N
     ids = torch.arange(num_old)[None, :100]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits[..., :num_old], old_model(ids).logits)
-    with pytest.raises(EncoderError, match="larger exists already: give another name, or delete"):
+    with pytest.raises(EncoderError, match="larger exists already, made from another base, corpus"):
         extend_tokenizer(home, str(base), "larger", CONFIG, folder=folder)
     default = extend_tokenizer(home, str(base), "mine", CONFIG, model=base)
     assert default.folder == home.models / "mine"
+
+
+def test_the_same_again_does_nothing_and_another_is_refused(
+    home: Home, base: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    made = extend_tokenizer(home, str(copy), "again", CONFIG, model=copy)
+    written = (made.folder / "model.safetensors").stat().st_mtime_ns
+    again = extend_tokenizer(home, str(copy), "again", CONFIG, model=copy)
+    assert again == made
+    assert (made.folder / "model.safetensors").stat().st_mtime_ns == written
+    refused = "again exists already, made from another base, corpus or settings: give another"
+    with pytest.raises(EncoderError, match=refused):
+        extend_tokenizer(home, str(copy), "again", replace(CONFIG, num_tokens=5), model=copy)
+    save(small_model(270, seed=1), byte_tokenizer(TITLES[:4], num_tokens=270), copy)
+    with pytest.raises(EncoderError, match=refused):
+        extend_tokenizer(home, str(copy), "again", CONFIG, model=copy)
+    alone = extend_tokenizer(home, str(copy), "alone", CONFIG)
+    (copy / "chat_template.jinja").write_text("{{ others }}")
+    with pytest.raises(EncoderError, match="alone exists already, made from another base"):
+        extend_tokenizer(home, str(copy), "alone", CONFIG)
+    # What others made is not replaced by a tokenizer of the corpus' own.
+    with pytest.raises(EncoderError, match="alone holds a tokenizer that `longtrail lm tokenizer"):
+        train_tokenizer(home, TokenizerConfig(name="alone", vocab_size=400))
+    assert len(AutoTokenizer.from_pretrained(alone.folder)) == alone.report.vocab_size_before + 60
 
 
 def test_use_is_counted_by_text_and_by_token() -> None:

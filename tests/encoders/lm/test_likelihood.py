@@ -36,8 +36,8 @@ def bits_one_by_one(model: Any, tokens: list[int], start: int, context: int) -> 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 4096])
 @pytest.mark.parametrize("context", [8, 33, 128])
 def test_bits_are_those_of_one_token_at_a_time(batch_tokens: int, context: int) -> None:
-    model, tokenizer = small_model(), byte_tokenizer()
-    found = measure_likelihood(model, tokenizer, TEXTS, context=context, batch_tokens=batch_tokens)
+    model, tokenizer = small_model(length=context), byte_tokenizer()
+    found = measure_likelihood(model, tokenizer, TEXTS, batch_tokens=batch_tokens)
     for text, bits, length in zip(TEXTS, found.bits, found.num_tokens, strict=True):
         tokens = [*tokenizer(text)["input_ids"], 0]
         assert length == len(tokens)
@@ -58,15 +58,15 @@ class MakesAllLogits(nn.Module):
 
 
 def test_logits_that_nothing_is_told_by_are_left_out_where_the_model_can() -> None:
-    model, tokenizer = small_model(), byte_tokenizer()
+    model, tokenizer = small_model(length=8), byte_tokenizer()
     made: list[int] = []
     model.lm_head.register_forward_hook(
         lambda _model, _inputs, output: made.append(output[..., 0].numel())
     )
-    found = measure_likelihood(model, tokenizer, TEXTS, context=8, batch_tokens=32)
+    found = measure_likelihood(model, tokenizer, TEXTS, batch_tokens=32)
     num_made = sum(made)
     made.clear()
-    other = measure_likelihood(MakesAllLogits(model), tokenizer, TEXTS, context=8, batch_tokens=32)
+    other = measure_likelihood(MakesAllLogits(model), tokenizer, TEXTS, batch_tokens=32)
     np.testing.assert_allclose(found.bits, other.bits, rtol=1e-6)
     # All but the first window of a document tell the second half of theirs.
     assert found.num_tokens.sum() <= num_made < 0.7 * sum(made)

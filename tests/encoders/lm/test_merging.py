@@ -42,6 +42,17 @@ def test_every_weight_lies_between(home: Home, weight: float) -> None:
     assert len(tokenizer) <= model.get_input_embeddings().num_embeddings
 
 
+def test_the_same_again_does_nothing_and_another_is_refused(home: Home) -> None:
+    base, tuned = home.models / "base", home.models / "tuned"
+    made = merge(home, base, tuned, weight=0.5)
+    written = (made.folder / "model.safetensors").stat().st_mtime_ns
+    assert merge(home, base, tuned, weight=0.5).manifest == made.manifest
+    assert (made.folder / "model.safetensors").stat().st_mtime_ns == written
+    for other in ({"base": base, "weight": 0.4}, {"base": tuned, "weight": 0.5}):
+        with pytest.raises(EncoderError, match="tuned-merged exists already, made from other mod"):
+            merge(home, tuned=tuned, **other)  # type: ignore[arg-type]
+
+
 def test_what_does_not_fit_is_refused(home: Home) -> None:
     base = home.models / "base"
     wide = save(small_model(num_tokens=300), byte_tokenizer(), home.models / "wide")
@@ -53,7 +64,7 @@ def test_what_does_not_fit_is_refused(home: Home) -> None:
         merge(home, base, words, weight=0.5)
     with pytest.raises(EncoderError, match=r"must be in \[0, 1\], got 1.5"):
         merge(home, base, base, weight=1.5)
-    with pytest.raises(EncoderError, match="tuned exists already: give another --name"):
+    with pytest.raises(EncoderError, match="tuned exists already, made from other models or with"):
         merge(home, base, home.models / "tuned", weight=0.5, name="tuned")
     assert sorted(path.name for path in home.models.iterdir()) == ["base", "tuned", "wide", "words"]
 

@@ -17,12 +17,14 @@ from encoders.lm.personal_data import iban_is_right, luhn_is_right, scrub
         ("iban GB29NWBK60161331926819", "iban [iban]"),
         ("paid with 4111 1111 1111 1111", "paid with [card]"),
         ("from 192.168.10.254 and 2001:db8::8a2e:370:7334", "from [ip] and [ip]"),
+        ("from fe80::1c2:3 to 2a00::8b", "from [ip] to [ip]"),
         # Check digits that are wrong, versions, times, prices and codes stay.
         ("order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),
         ("IBAN DE88 3704 0044 0532 0130 00", "IBAN DE88 3704 0044 0532 0130 00"),
         ("version 999.1.2.3, 12:30, 22.95, 85123A", "version 999.1.2.3, 12:30, 22.95, 85123A"),
         ("set of 6 t-lights 22086, 1000 pieces", "set of 6 t-lights 22086, 1000 pieces"),
         ("std::vector of 10 x 20 cm", "std::vector of 10 x 20 cm"),
+        ("a :: b, rows[::2], add::feed, ::1", "a :: b, rows[::2], add::feed, ::1"),
     ],
 )
 def test_what_is_replaced(text: str, scrubbed: str) -> None:

@@ -1,21 +1,27 @@
 """Tasks ask what the tables say, hold out what is measured, and see nothing of the future."""
 
+import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from encoders.lm.corpus_builder import CorpusConfig, build_corpus
 from encoders.lm.examples import Example, TaskConfig, examples_fingerprint
+from encoders.lm.filters import FilterConfig
 from encoders.lm.queries import Queries
+from encoders.lm.records import plain
 from encoders.lm.task_scores import score, score_tasks, word_f1
 from encoders.lm.tasks import build_examples, choose
+from feature_repo.behavior import hash63
 from feature_repo.errors import DataSetError, EncoderError, MissingStepError
 from feature_repo.home import Home
 from feature_repo.manifest import load_manifest
-from tests.encoders.lm.shop_home import NEW, TITLES, bought, make_home, price_of
+from tests.encoders.lm.shop_home import NEW, TITLES, VALID, bought, make_home, price_of
 
 CONFIG = TaskConfig(test_share=0.25, valid_share=0.1)
 
@@ -126,8 +132,11 @@ def test_the_next_basket_is_foretold_from_what_came_before(examples: list[Exampl
     assert max(Counter((e.key, e.split) for e in found).values()) == CONFIG.user_baskets
 
 
-def test_later_events_and_versions_change_no_learned_example(tmp_path: Path) -> None:
-    before = make_home(tmp_path / "before")
+@pytest.mark.parametrize("searches", [False, True])
+def test_later_events_and_versions_change_no_learned_example(
+    tmp_path: Path, searches: bool
+) -> None:
+    before = make_home(tmp_path / "before", searches=searches)
     events = pq.read_table(before.events / "part-00000.parquet")
     valid = load_manifest(before).split.valid
     past = [row for row in events.to_pylist() if row["event_timestamp"] < valid]
@@ -160,12 +169,12 @@ def test_draws_are_bounded_and_repeatable(home: Home, examples: list[Example]) -
 
 def test_queries_are_the_most_telling_words(home: Home) -> None:
     titles = ["red oak cup", "red oak bowl", "red tin cup", "blue oak lamp", "tin x9", "tin x9"]
-    queries = Queries.read(home, load_manifest(home), titles, 2)
+    queries = Queries.read(home, load_manifest(home), titles, 2, plain)
     assert queries.num_titles["red"] == 3
     # cup is in 2 titles, oak and red in 3; of oak and red the later one. lamp is in one only.
-    assert queries.of("", "red oak cup") == ("oak cup",)
-    assert queries.of("", "blue oak lamp") == ()
-    assert queries.of("", "tin x9") == ()  # a code is no word
+    assert queries.of("", "red oak cup", "train") == ("oak cup",)
+    assert queries.of("", "blue oak lamp", "test") == ()
+    assert queries.of("", "tin x9", "train") == ()  # a code is no word
 
 
 def test_where_searches_are_logged_they_are_the_queries(tmp_path: Path) -> None:
@@ -176,6 +185,47 @@ def test_where_searches_are_logged_they_are_the_queries(tmp_path: Path) -> None:
         # What was searched for a minute before is the last word of one of the two things bought.
         assert example.answers[0] in {"cup", "bowl", "lamp", "box", "tray"}
     assert any(e.answers[0] == title_in(e).split(" ")[-1] for e in found)
+
+
+def test_later_searches_are_told_and_never_learned(tmp_path: Path) -> None:
+    """From the validation period on all search in other words."""
+    home = make_home(tmp_path, searches=True)
+    path = home.events / "part-00000.parquet"
+    events = pq.read_table(path)
+    rows = events.to_pylist()
+    for row in rows:
+        # A minute before, for the first of them was answered in that period.
+        if row["scene"] == "search" and row["event_timestamp"] >= VALID - timedelta(minutes=1):
+            row["behavior_id"] = hash63("later words")
+    pq.write_table(events.from_pylist(rows, events.schema), path)
+    behaviors = pq.read_table(home.behaviors)
+    more = {**behaviors.to_pylist()[0], "text": "later words", "behavior_id": hash63("later words")}
+    pq.write_table(
+        behaviors.from_pylist([*behaviors.to_pylist(), more], behaviors.schema), home.behaviors
+    )
+    found = of(build_examples(home, CONFIG), "query")
+    assert {e.split for e in found} >= {"train", "test"}
+    assert all("later words" not in e.answers for e in found if e.split == "train")
+    assert any("later words" in e.answers for e in found if e.split != "train")
+
+
+def test_where_the_corpus_was_scrubbed_so_are_the_tasks(tmp_path: Path) -> None:
+    home = make_home(tmp_path, searches=True)
+    behaviors = pq.read_table(home.behaviors)
+    rows = [{**row, "text": f"{row['text']} for a@b.de"} for row in behaviors.to_pylist()]
+    pq.write_table(behaviors.from_pylist(rows, behaviors.schema), home.behaviors)
+    items = pq.read_table(home.items)
+    rows = [{**row, "shelf": f"{row['shelf']}, a@b.de"} for row in items.to_pylist()]
+    pq.write_table(items.from_pylist(rows, items.schema), home.items)
+    listings = CorpusConfig(sources=("listings",))
+    for scrub, kept, gone in ((False, "a@b.de", "[email]"), (True, "[email]", "a@b.de")):
+        build_corpus(home, replace(listings, filters=FilterConfig(scrub=scrub)))
+        found = build_examples(home, CONFIG)
+        assert {"attribute:shelf", "query", "title", "next_purchase"} < {e.task for e in found}
+        for example in found:
+            told = json.dumps(asdict(example))
+            assert kept in told
+            assert gone not in told
 
 
 def test_scores_by_hand() -> None:
