@@ -44,7 +44,7 @@ from encoders.lm.pretraining_setup import (
     token_weights,
 )
 from encoders.lm.recipes import PretrainingConfig
-from encoders.lm.sharding import whole
+from encoders.lm.sharding import gather
 from encoders.lm.shards import (
     COMMAND,
     TokenShard,
@@ -137,11 +137,13 @@ def pretrain(
         num_threads = stack.enter_context(torch_threads(threads, num_local_processes=local))
         if not devices.is_main:
             reading = learning = silent
+        # Of shared weights the main process' own are taken.
+        empty = config.learning.sharded and not devices.is_main
         if base_folder is None:
             made = read_tokenizer(find_tokenizer(home, tokenizer))
-            model = make_model(config.shape, made, seed=config.learning.seed)
+            model = make_model(config.shape, made, seed=config.learning.seed, empty=empty)
         else:
-            model, made = load_language_model(base_folder)
+            model, made = load_language_model(base_folder, empty=empty)
         corpus = load_corpus(home)
         fingerprint = run_fingerprint(config, corpus, made, base_folder, devices)
         there = finished_run(
@@ -172,7 +174,7 @@ def pretrain(
         trainer = _trainer(model, made, stream, shards["valid"], config, checkpoint, devices)
         trainer.tracker, trainer.progress = tracker, learning
         last = trainer.run()
-        weights = whole(dict(model.named_parameters()))
+        weights = gather(dict(model.named_parameters()), devices)
         manifest = PretrainingManifest(
             created=datetime.now(UTC),
             fingerprint=fingerprint,
@@ -180,7 +182,7 @@ def pretrain(
             base_model=None if base_folder is None else str(base_folder),
             base_model_fingerprint=None if base_folder is None else model_fingerprint(base_folder),
             config=json.loads(json.dumps(asdict(config))),  # lists, as they are read again
-            num_parameters=sum(weight.numel() for weight in weights.values()),
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             vocab_size=model.config.vocab_size,
             tokenizer=tokenizer_fingerprint(made),
             corpus=corpus.fingerprint,

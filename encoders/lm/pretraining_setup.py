@@ -52,19 +52,27 @@ def finished_run(
 
 
 def prepare_model(model: Any, learning: LearningConfig, devices: Devices) -> LanguageModelLoss:
-    """The model on its device, shared out and compiled as configured."""
+    """The model on its device, shared out and compiled as configured.
+
+    Args:
+        model: Of transformers, on the CPU; may be empty where :func:`encoders.lm.sharding.shard`
+            takes the main process' weights.
+        learning: How it will learn.
+        devices: This process and those that learn with it.
+    """
     if devices.device.type == "cuda":
         # Attention inside documents without a mask of all pairs in memory.
         model.set_attn_implementation("flex_attention")
     if learning.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    loss = LanguageModelLoss(model.to(devices.device))
     if learning.compiled:
         for layer in model.base_model.layers:
             layer.compile()
+    loss = LanguageModelLoss(model)
     if learning.sharded and devices.num_processes > 1:
         shard(loss, devices, learning.precision)
-    return loss
+        return loss
+    return loss.to(devices.device)
 
 
 def continued(config: PretrainingConfig) -> PretrainingConfig:
