@@ -6,7 +6,7 @@ random generators: each step draws from a stream of its own.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,11 @@ class Checkpoint(Generic[State]):
         return self.state_type.load(path, made_by="the same command")
 
     def load(self) -> tuple[State, dict[str, Tensor]] | None:
-        """The last state, on the CPU, or None where there is none yet."""
+        """The last state, on the CPU, or None where there is none yet.
+
+        The tensors are the file's own pages, read when they are looked at and shared by all
+        processes of a machine: they take no memory of their own until they are written to.
+        """
         state = self.state()
         return None if state is None else (state, load_file(self.folder / state.tensors))
 
@@ -65,9 +69,7 @@ class Checkpoint(Generic[State]):
         """Write a state; the one before is kept until it is complete."""
         path = self.folder / state.tensors
         with complete_file(path) as part:
-            # Copies, for safetensors refuses weights that share memory.
-            copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-            save_file({name: t.contiguous() for name, t in copies.items()}, part)
+            save_file(_apart(tensors), part)
         state.save(self.folder / STATE_FILE)
         for old in self.folder.glob("state-*.safetensors"):
             if old != path:
@@ -137,18 +139,40 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
+def beside(value: Tensor, parameter: Tensor) -> Tensor:
+    """A value on the device of a parameter."""
+    return value.to(parameter.device)
+
+
 def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    place: Callable[[Tensor, Tensor], Tensor] = beside,
 ) -> None:
-    """Put back what :func:`optimizer_tensors` gave."""
+    """Put back what :func:`optimizer_tensors` gave, where the optimiser itself would keep it.
+
+    Args:
+        model: The optimiser learns some or all of its parameters.
+        optimizer: Whose state is replaced.
+        tensors: What was given, and anything else; on the CPU.
+        place: Brings a value to its parameter.
+
+    Source:
+        torch's ``Optimizer.load_state_dict``: the count of steps lies beside the parameter for a
+        fused or a captured optimiser, whose kernels read it there, else on the CPU.
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         state = without_prefix(f"optimizer/{name}", tensors)
-        if state:
-            # Scalars (the count of steps) stay on the CPU, where the optimiser keeps them.
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if value.dim() else value
-                for key, value in state.items()
-            }
+        group = groups.get(id(parameter))
+        if not state or group is None:
+            continue
+        counts_on_cpu = not (group.get("fused") or group.get("capturable"))
+        optimizer.state[parameter] = {
+            key: value if key == "step" and counts_on_cpu else place(value, parameter)
+            for key, value in state.items()
+        }
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,3 +184,15 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     """The tensors under ``prefix/``, by the rest of their names."""
     start = f"{prefix}/"
     return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU; copied where they share memory, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        there = tensor.detach().to("cpu").contiguous()
+        memory = there.untyped_storage().data_ptr()
+        apart[name] = there.clone() if memory in taken else there
+        taken.add(memory)
+    return apart

@@ -55,6 +55,12 @@ class Devices:
             dist.all_reduce(tensor)
         return tensor
 
+    def copy_main(self, tensor: Tensor) -> Tensor:
+        """The main process' values in all, in place; the tensor must lie on :attr:`device`."""
+        if self.num_processes > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def agree(self, value: T) -> T:
         """What the main process passes, in every process; the others pass anything."""
         if self.num_processes == 1:

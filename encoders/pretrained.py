@@ -106,6 +106,19 @@ def load_model(
     return model.to(dtype).eval()
 
 
+def empty_model(name_or_folder: str, *, auto: Any = AutoModel) -> PreTrainedModel:
+    """A model as :func:`load_model` loads it, its weights on torch's meta device: shapes alone.
+
+    Raises:
+        EncoderError: If it cannot be found, or its configuration cannot be read.
+    """
+    folder = find_model_folder(name_or_folder)
+    with quiet_transformers(), _sentence(name_or_folder, folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: PreTrainedModel = auto.from_config(config)
+    return model.float().eval()
+
+
 def load_whole_model(name_or_folder: str) -> PreTrainedModel:
     """Load all layers of a model for training, float32: no head above them, no cache.
 

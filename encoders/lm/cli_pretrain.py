@@ -11,23 +11,24 @@ from encoders.lm.cli_average import commands as average_commands
 from encoders.lm.recipes import RECIPES, Optimizer, PretrainingConfig
 from feature_repo.command import Settings, emit, pass_settings, rounded, say
 from feature_repo.errors import EncoderError
+from feature_repo.home import Home
 from feature_repo.progress import BarLine
 
 # torch and transformers take seconds to import, and `longtrail --help` must be quick: a command
 # imports the modules that need them when it runs.
 
-_recipe_option = click.option(
-    "--recipe",
-    "recipe_name",
-    type=click.Choice(list(RECIPES)),
-    default="tiny",
-    show_default=True,
-    help="Size of the model, and how it learns.",
-)
+_DEFAULT_RECIPE = "tiny"
 
 
 @click.command(short_help="Tell what a pretraining needs of GPUs: memory and days.")
-@_recipe_option
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=click.Choice(list(RECIPES)),
+    default=_DEFAULT_RECIPE,
+    show_default=True,
+    help="Size of the model, and how it learns.",
+)
 @click.option(
     "--gpus",
     type=click.IntRange(min=1),
@@ -73,7 +74,7 @@ def plan(
     tokens: float | None,
     vocab_size: int,
 ) -> None:
-    """Tell what a pretraining needs: memory of every GPU, tokens per second, days.
+    """Tell what a pretraining needs: memory of GPUs and main machine, tokens per second, days.
 
     Nothing is computed or written. Formulas and their sources are in encoders/lm/plan.py.
 
@@ -93,7 +94,13 @@ def plan(
 
 
 @click.command(short_help="Learn a language model from the corpus.")
-@_recipe_option
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=click.Choice(list(RECIPES)),
+    help="Size of the model, and how it learns; where a model goes on, how it learns.  "
+    f"[default: that of MODEL where its folder tells, else {_DEFAULT_RECIPE}]",
+)
 @click.option("--name", help="Of the model.  [default: the recipe's, or MODEL-continued]")
 @click.option(
     "--model",
@@ -123,12 +130,14 @@ def plan(
 @click.option(
     "--optimizer",
     type=click.Choice(get_args(Optimizer)),
-    help="muon: AdamW, but Muon for the layers' matrices.  [default: the recipe's]",
+    help="muon: AdamW, but Muon for the layers' matrices.  [default: what MODEL was "
+    "pretrained with where its folder tells, else the recipe's]",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Highest; a tenth of it where a model goes on.  [default: the recipe's]",
+    help="Highest.  [default: the recipe's; where a model goes on, a tenth of what it was "
+    "pretrained with, or of the recipe's where its folder does not tell]",
 )
 @click.option(
     "--general-share",
@@ -159,7 +168,7 @@ def plan(
 def pretrain(
     settings: Settings,
     *,
-    recipe_name: str,
+    recipe_name: str | None,
     name: str | None,
     model: str | None,
     tokenizer: str,
@@ -205,7 +214,8 @@ def pretrain(
         "compiled": compiled,
         "seed": seed,
     }
-    config = _changed(RECIPES[recipe_name](), {**given}, {**length}, general_share)
+    recipe = RECIPES[recipe_name or _recipe_of(settings.home, model)]()
+    config = _changed(recipe, {**given}, {**length}, general_share)
     with open_devices(cpu=cpu) as devices:
         with BarLine() as bars:
             summary = run_pretraining(
@@ -214,6 +224,7 @@ def pretrain(
                 name=name,
                 tokenizer=tokenizer,
                 base=model,
+                explicit=[option for option, value in given.items() if value is not None],
                 threads=threads,
                 devices=devices,
                 track=track,
@@ -250,6 +261,19 @@ def pretrain(
             "seconds": round(summary.seconds, 1),
         }
     )
+
+
+def _recipe_of(home: Home, model: str | None) -> str:
+    """The recipe where none is named: that of the model that goes on, where it is known."""
+    from encoders.lm.model_folder import find_language_model
+    from encoders.lm.pretraining_setup import original_pretraining
+
+    if model is None:
+        return _DEFAULT_RECIPE
+    original = original_pretraining(find_language_model(home, model))
+    if original is None or original.recipe not in RECIPES:
+        return _DEFAULT_RECIPE
+    return original.recipe
 
 
 def _changed(

@@ -34,7 +34,7 @@ from encoders.lm.model_folder import (
 from encoders.lm.pretrainer import Pretrainer, Validate
 from encoders.lm.pretraining_setup import finished_run, open_run, prepare_model
 from encoders.lm.recipes import LearningConfig
-from encoders.lm.sharding import whole
+from encoders.lm.sharding import gather
 from encoders.lm.tasks import build_examples, choose
 from feature_repo.errors import EncoderError
 from feature_repo.home import Home, complete_folder
@@ -196,7 +196,8 @@ def tune_on_tasks(
     )
     if there is not None:
         return InstructionTuningSummary(folder, there, 0, time.perf_counter() - started)
-    model, tokenizer = load_language_model(base)
+    # Of shared weights the main process' own are taken.
+    model, tokenizer = load_language_model(base, empty=config.sharded and not devices.is_main)
     length = min(config.sequence_length, int(model.config.max_position_embeddings))
     stream = InstructionStream(
         learned,
@@ -227,7 +228,7 @@ def tune_on_tasks(
         kept = checkpoint.state()
         state = tuner.run()
         whole_model = adapters.merged() if adapters else model
-        weights = whole(dict(whole_model.named_parameters()))
+        weights = gather(dict(whole_model.named_parameters()), devices)
         manifest = InstructionTuningManifest(
             created=datetime.now(UTC),
             fingerprint=fingerprint,

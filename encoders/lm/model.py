@@ -40,8 +40,14 @@ def model_config(
     )
 
 
-def make_model(shape: ModelShape, tokenizer: Any, *, seed: int) -> Any:
+def make_model(shape: ModelShape, tokenizer: Any, *, seed: int, empty: bool = False) -> Any:
     """A model with random weights, float32, for a tokenizer.
+
+    Args:
+        shape: Of the layers.
+        tokenizer: Whose tokens it gets vectors for.
+        seed: Of the weights.
+        empty: Leave the weights on torch's meta device, where they take no memory.
 
     Raises:
         EncoderError: If the tokenizer has no end token.
@@ -54,7 +60,8 @@ def make_model(shape: ModelShape, tokenizer: Any, *, seed: int) -> Any:
         padding=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    with torch.device("meta" if empty else "cpu"):
+        return LlamaForCausalLM(config)
 
 
 def count_parameters(shape: ModelShape, vocab_size: int = PLANNED_VOCABULARY) -> int:

@@ -8,7 +8,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from encoders.lm.documents import end_token
-from encoders.pretrained import find_model_folder, load_model, load_tokenizer, quiet_transformers
+from encoders.pretrained import (
+    empty_model,
+    find_model_folder,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home
 
@@ -65,13 +71,20 @@ def newest_model(home: Home, *files: str) -> Path | None:
     return max(whole, key=lambda path: path.stat().st_mtime_ns).parent if whole else None
 
 
-def load_language_model(folder: str | Path) -> tuple[Any, Any]:
+def load_language_model(folder: str | Path, *, empty: bool = False) -> tuple[Any, Any]:
     """A causal model in evaluation mode, float32 on the CPU, and its tokenizer.
+
+    Args:
+        folder: Or a name on the hub.
+        empty: Leave the weights on torch's meta device, where they take no memory.
 
     Raises:
         EncoderError: If one of them cannot be loaded, or they do not fit together.
     """
-    model = load_model(str(folder), auto=AutoModelForCausalLM)
+    if empty:
+        model = empty_model(str(folder), auto=AutoModelForCausalLM)
+    else:
+        model = load_model(str(folder), auto=AutoModelForCausalLM)
     tokenizer = load_tokenizer(str(folder))
     check_fit(model, tokenizer, str(folder))
     return model, tokenizer

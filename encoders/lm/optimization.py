@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encoders.checkpoint import optimizer_tensors, without_prefix
+from encoders.checkpoint import (
+    optimizer_tensors,
+    restore_optimizer,
+    with_prefix,
+    without_prefix,
+)
+from encoders.devices import Devices
 from encoders.lm.recipes import LearningConfig
-from encoders.lm.sharding import share_of, whole
+from encoders.lm.sharding import gather, share_of
 
 
 def make_optimizers(model: Any, config: LearningConfig) -> list[torch.optim.Optimizer]:
@@ -59,13 +65,13 @@ def make_optimizers(model: Any, config: LearningConfig) -> list[torch.optim.Opti
 
 
 def learning_tensors(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], devices: Devices
 ) -> dict[str, Tensor]:
-    """Weights and the optimisers' moments, whole where processes share them: all call this."""
-    tensors = whole({f"model/{name}": p for name, p in model.named_parameters()})
+    """Weights and the optimisers' moments, as :func:`encoders.lm.sharding.gather` gives them."""
+    tensors = with_prefix("model", dict(model.named_parameters()))
     for optimizer in optimizers:
-        tensors |= whole(optimizer_tensors(model, optimizer))
-    return tensors
+        tensors |= optimizer_tensors(model, optimizer)
+    return gather(tensors, devices)
 
 
 @torch.no_grad()
@@ -73,17 +79,8 @@ def restore_learning(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what :func:`learning_tensors` gave; every process takes its share."""
-    owner = {
-        id(parameter): optimizer
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
     weights = without_prefix("model", tensors)
     for name, parameter in model.named_parameters():
         parameter.copy_(share_of(weights[name], parameter))
-        moments = without_prefix(f"optimizer/{name}", tensors)
-        if moments:
-            owner[id(parameter)].state[parameter] = {
-                key: share_of(value, parameter) for key, value in moments.items()
-            }
+    for optimizer in optimizers:
+        restore_optimizer(model, optimizer, tensors, share_of)

@@ -1,4 +1,4 @@
-"""What a pretraining will need of a number of GPUs: memory of each, and time.
+"""What a pretraining will need of a number of GPUs: memory of each and of the machine, and time.
 
 Shapes: N = weights, G = GPUs, L = layers, D = width, T = tokens of a row, R = rows of a pass.
 """
@@ -53,7 +53,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory in GiB of each GPU, and time."""
+    """Memory in GiB, of each GPU where nothing else is said, and time."""
 
     recipe: str
     num_parameters: int
@@ -71,6 +71,9 @@ class Plan:
     activations_gb: float
     total_gb: float
     """With what the framework needs."""
+    host_gb: float
+    """Beside the GPU's, of the main process when it keeps a state: float32 weights and two moments,
+    whole. Another process holds at most the weights, and none where they are shared out."""
     fits: bool
     tokens: float
     tokens_per_step: int
@@ -93,8 +96,9 @@ def plan(
 
     Memory: 16 bytes per weight (float32 weights, gradients and two moments) over G, plus gathered
     bfloat16 weights, plus activations: ``34 R T D`` bytes per layer (:data:`_KEPT_FACTOR`), or with
-    checkpointing ``2 R T D`` per layer and all of one layer. Operations per token: ``6 N +
-    12 L D T``, the latter attention's, as if it saw all of the row.
+    checkpointing ``2 R T D`` per layer and all of one layer. The main process' own memory: 12 bytes
+    per weight. Operations per token: ``6 N + 12 L D T``, the latter attention's, as if it saw all
+    of the row.
 
     Args:
         config: Of the training.
@@ -143,6 +147,7 @@ def plan(
         gathered_gb=gathered / GIB,
         activations_gb=rows * row / GIB,
         total_gb=total / GIB,
+        host_gb=3 * weights * _FLOAT32 / GIB,
         fits=total <= cluster.gpu_memory_gb * GIB,
         tokens=tokens,
         tokens_per_step=tokens_per_step,

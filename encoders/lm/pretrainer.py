@@ -31,7 +31,7 @@ from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.optimization import learning_tensors, make_optimizers, restore_learning
 from encoders.lm.packing import BatchStream, PackedRows
 from encoders.lm.recipes import LearningConfig
-from encoders.lm.sharding import whole
+from encoders.lm.sharding import gather, whole
 from encoders.lm.snapshots import forget_snapshots, keep_snapshot
 from encoders.lm.spikes import WINDOW, is_spike
 from encoders.schedule import warmup_cosine
@@ -208,7 +208,7 @@ class Pretrainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * factor
         norm = nn.utils.clip_grad_norm_(self._learned, self.config.clip_norm, foreach=True)
-        if not math.isfinite(float(whole({"norm": norm})["norm"])):
+        if not math.isfinite(float(whole(norm))):
             raise EncoderError(self._diverged(float("nan")))
         for optimizer in self._optimizers:
             optimizer.step()
@@ -291,12 +291,12 @@ class Pretrainer:
 
     def _keep_weights(self, step: int) -> None:
         """Write the weights alone, for averaging."""
-        tensors = whole(dict(self.loss.model.named_parameters()))
+        tensors = gather(dict(self.loss.model.named_parameters()), self.devices)
         if self.devices.is_main:
             keep_snapshot(self.checkpoint.folder, step, tensors)
 
     def _save(self) -> None:
-        tensors = learning_tensors(self.loss.model, self._optimizers)
+        tensors = learning_tensors(self.loss.model, self._optimizers, self.devices)
         if self.devices.is_main:
             name = f"state-{self.state.step}.safetensors"
             self.checkpoint.save(self.state.model_copy(update={"tensors": name}), tensors)

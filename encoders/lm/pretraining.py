@@ -10,7 +10,7 @@ The result is a model folder in the Hugging Face format, tokenizer included, tha
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -42,9 +42,10 @@ from encoders.lm.pretraining_setup import (
     prepare_model,
     run_fingerprint,
     token_weights,
+    trained_shape,
 )
 from encoders.lm.recipes import PretrainingConfig
-from encoders.lm.sharding import whole
+from encoders.lm.sharding import gather
 from encoders.lm.shards import (
     COMMAND,
     TokenShard,
@@ -87,6 +88,7 @@ def pretrain(
     name: str | None = None,
     tokenizer: str = DEFAULT_TOKENIZER,
     base: str | None = None,
+    explicit: Collection[str] = (),
     threads: int | None = None,
     devices: Devices | None = None,
     track: str | None = None,
@@ -101,12 +103,13 @@ def pretrain(
 
     Args:
         home: A corpus has been built.
-        config: How. Where a model goes on, its layers replace the recipe's, the learning rate is
-            :data:`encoders.lm.recipes.CONTINUED_RATE_SHARE` of the recipe's, and half of the
-            mixture is general text where the configuration says nothing else.
+        config: How. Where a model goes on, its layers replace the recipe's, and learning rate,
+            optimiser, length of rows and mixture are those of
+            :func:`encoders.lm.pretraining_setup.continued`.
         name: Of the model; None = the recipe's, or ``<base>-continued``.
         tokenizer: One of the home's by name, or a folder; not looked at where a model goes on.
         base: Model to go on with, one of the home's by name, or a folder.
+        explicit: Settings of ``config.learning`` that stay as they are where a model goes on.
         threads: Of the arithmetic; None = one per core, shared among the processes.
         devices: Of :func:`encoders.devices.open_devices`; None = opened here.
         track: Where curves go, one of :data:`encoders.tracking.TRACKERS`; None = nowhere.
@@ -129,7 +132,7 @@ def pretrain(
     check_model_name(name)
     folder = home.models / name
     if base_folder is not None:
-        config = continued(config)
+        config = continued(config, base_folder, explicit)
     with ExitStack() as stack:
         if devices is None:
             devices = stack.enter_context(open_devices())
@@ -137,11 +140,13 @@ def pretrain(
         num_threads = stack.enter_context(torch_threads(threads, num_local_processes=local))
         if not devices.is_main:
             reading = learning = silent
+        # Of shared weights the main process' own are taken.
+        empty = config.learning.sharded and not devices.is_main
         if base_folder is None:
             made = read_tokenizer(find_tokenizer(home, tokenizer))
-            model = make_model(config.shape, made, seed=config.learning.seed)
+            model = make_model(config.shape, made, seed=config.learning.seed, empty=empty)
         else:
-            model, made = load_language_model(base_folder)
+            model, made = load_language_model(base_folder, empty=empty)
         corpus = load_corpus(home)
         fingerprint = run_fingerprint(config, corpus, made, base_folder, devices)
         there = finished_run(
@@ -172,15 +177,16 @@ def pretrain(
         trainer = _trainer(model, made, stream, shards["valid"], config, checkpoint, devices)
         trainer.tracker, trainer.progress = tracker, learning
         last = trainer.run()
-        weights = whole(dict(model.named_parameters()))
+        weights = gather(dict(model.named_parameters()), devices)
+        used = asdict(config) | {"shape": trained_shape(model.config, stream.sequence_length)}
         manifest = PretrainingManifest(
             created=datetime.now(UTC),
             fingerprint=fingerprint,
             recipe=config.recipe,
             base_model=None if base_folder is None else str(base_folder),
             base_model_fingerprint=None if base_folder is None else model_fingerprint(base_folder),
-            config=json.loads(json.dumps(asdict(config))),  # lists, as they are read again
-            num_parameters=sum(weight.numel() for weight in weights.values()),
+            config=json.loads(json.dumps(used)),  # lists, as they are read again
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             vocab_size=model.config.vocab_size,
             tokenizer=tokenizer_fingerprint(made),
             corpus=corpus.fingerprint,

@@ -17,7 +17,8 @@ class PretrainingManifest(RunManifest):
     """Folder of the model that went on; None = from nothing."""
     base_model_fingerprint: str | None
     config: dict[str, Any]
-    """:class:`encoders.lm.recipes.PretrainingConfig`, as it was used."""
+    """:class:`encoders.lm.recipes.PretrainingConfig`, as it was used. Its shape is the model's,
+    also where that went on and the recipe says another."""
     num_parameters: int
     vocab_size: int
     tokenizer: str

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +15,11 @@ from encoders.lm.corpus import CorpusManifest
 from encoders.lm.learning_state import LearningState, RunManifest
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.mixture import CONTINUED_GENERAL_SHARE, mixture
+from encoders.lm.model_folder import PRETRAINING_FILE
+from encoders.lm.pretraining_manifest import PretrainingManifest
 from encoders.lm.recipes import CONTINUED_RATE_SHARE, LearningConfig, PretrainingConfig
 from encoders.lm.sharding import shard
-from encoders.lm.shards import TokenShard, tokenizer_fingerprint
+from encoders.lm.shards import COMMAND, TokenShard, tokenizer_fingerprint
 from feature_repo.errors import EncoderError
 
 Manifest = TypeVar("Manifest", bound=RunManifest)
@@ -52,30 +54,101 @@ def finished_run(
 
 
 def prepare_model(model: Any, learning: LearningConfig, devices: Devices) -> LanguageModelLoss:
-    """The model on its device, shared out and compiled as configured."""
+    """The model on its device, shared out and compiled as configured.
+
+    Args:
+        model: Of transformers, on the CPU; may be empty where :func:`encoders.lm.sharding.shard`
+            takes the main process' weights.
+        learning: How it will learn.
+        devices: This process and those that learn with it.
+    """
     if devices.device.type == "cuda":
         # Attention inside documents without a mask of all pairs in memory.
         model.set_attn_implementation("flex_attention")
     if learning.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    loss = LanguageModelLoss(model.to(devices.device))
     if learning.compiled:
         for layer in model.base_model.layers:
             layer.compile()
+    loss = LanguageModelLoss(model)
     if learning.sharded and devices.num_processes > 1:
         shard(loss, devices, learning.precision)
-    return loss
+        return loss
+    return loss.to(devices.device)
 
 
-def continued(config: PretrainingConfig) -> PretrainingConfig:
-    """A recipe for a model that goes on."""
-    rate = config.learning.learning_rate * CONTINUED_RATE_SHARE
-    share = config.general_share
+def original_pretraining(base: Path) -> PretrainingManifest | None:
+    """How a model was pretrained; None where its folder does not tell.
+
+    Raises:
+        StoreError: If it was written by another version.
+    """
+    path = base / PRETRAINING_FILE
+    return PretrainingManifest.load(path, made_by=COMMAND) if path.exists() else None
+
+
+def continued(
+    config: PretrainingConfig, base: Path, explicit: Collection[str] = ()
+) -> PretrainingConfig:
+    """A recipe for a model that goes on.
+
+    Its learning rate is :data:`encoders.lm.recipes.CONTINUED_RATE_SHARE` of the original's, its
+    optimiser and length of rows are the original's. Where the model's folder does not tell these,
+    the recipe stands for the original. Half of the mixture is general text where the recipe says
+    nothing else.
+
+    Args:
+        config: The recipe.
+        base: Folder of the model.
+        explicit: Settings of ``config.learning`` that stay as they are.
+
+    Raises:
+        EncoderError: If the original's optimiser does not fit the recipe.
+        StoreError: If the model was pretrained by another version.
+    """
+    original = original_pretraining(base)
+    learning, shape, share = config.learning, config.shape, config.general_share
+    changes: dict[str, Any] = {"learning_rate": learning.learning_rate * CONTINUED_RATE_SHARE}
+    if original is not None:
+        changes["learning_rate"] = _continued_rate(original)
+        changes["optimizer"] = original.config["learning"]["optimizer"]
+        shape = replace(shape, sequence_length=original.config["shape"]["sequence_length"])
+    kept = {name: value for name, value in changes.items() if name not in explicit}
     return replace(
         config,
-        learning=replace(config.learning, learning_rate=rate),
+        shape=shape,
+        learning=replace(learning, **kept),
         general_share=CONTINUED_GENERAL_SHARE if share is None else share,
     )
+
+
+def _continued_rate(original: PretrainingManifest) -> float:
+    """Of a model's next pretraining; one that went on itself has the reduced rate already."""
+    rate = float(original.config["learning"]["learning_rate"])
+    return rate * CONTINUED_RATE_SHARE if original.base_model is None else rate
+
+
+def trained_shape(config: Any, sequence_length: int) -> dict[str, object]:
+    """What :class:`encoders.lm.recipes.ModelShape` says, of a model of any architecture.
+
+    Args:
+        config: The model's, of transformers.
+        sequence_length: Tokens of the rows that it learned from.
+
+    Returns:
+        By :class:`encoders.lm.recipes.ModelShape`'s names; None where there is no such thing.
+    """
+    theirs = {
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_key_value_heads": "num_key_value_heads",
+        "tied": "tie_word_embeddings",
+    }
+    shape = {ours: getattr(config, name, None) for ours, name in theirs.items()}
+    rope = getattr(config, "rope_parameters", None) or {}
+    return {**shape, "sequence_length": sequence_length, "rope_theta": rope.get("rope_theta")}
 
 
 def token_weights(

@@ -248,4 +248,4 @@ RECIPES: dict[str, Callable[[], PretrainingConfig]] = {
 }
 
 CONTINUED_RATE_SHARE = 0.1
-"""Of the recipe's learning rate where a pretrained model goes on, e-Llama, arXiv:2501.09706."""
+"""Of the original's highest learning rate where a model goes on, e-Llama, arXiv:2501.09706."""

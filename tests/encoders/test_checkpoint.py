@@ -1,3 +1,4 @@
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -58,6 +59,32 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened():
     learn(first, optimizers[0])
     learn(second, optimizers[1])
     assert torch.equal(first.weight, second.weight)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_steps_lies_where_torch_itself_would_put_it(fused):
+    learned = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(learned.parameters(), fused=fused)
+    learned(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    elsewhere = nn.Linear(2, 3, device="meta")  # stands for a GPU
+    ours, theirs = (torch.optim.AdamW(elsewhere.parameters(), fused=fused) for _ in range(2))
+    restore_optimizer(elsewhere, ours, optimizer_tensors(learned, optimizer))
+    theirs.load_state_dict(optimizer.state_dict())
+    for parameter in elsewhere.parameters():
+        devices = {key: value.device.type for key, value in ours.state[parameter].items()}
+        assert devices == {key: v.device.type for key, v in theirs.state[parameter].items()}
+        assert devices["step"] == ("meta" if fused else "cpu")
+
+
+def test_a_state_that_is_loaded_takes_no_memory_of_its_own(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "one", Steps)
+    size_bytes = 2**26
+    checkpoint.save(state_of(5), {"model/a": torch.ones(size_bytes // 4)})
+    before = psutil.Process().memory_info().rss
+    _, loaded = checkpoint.load()
+    assert psutil.Process().memory_info().rss - before < size_bytes / 4
+    assert loaded["model/a"][-1] == 1
 
 
 def test_one_process_holds_the_folder_and_a_kill_leaves_what_was_saved(tmp_path):

@@ -56,6 +56,25 @@ def test_a_folder_comes_back_whole(tmp_path: Path) -> None:
     assert not load_language_model(tmp_path / "zeros")[0].lm_head.weight.any()
 
 
+def test_an_empty_model_has_the_shapes_alone(tmp_path: Path) -> None:
+    model = small_model(tied=True)
+    save_language_model(model.bfloat16(), byte_tokenizer(), tmp_path / "made")
+    whole, _ = load_language_model(tmp_path / "made")
+    empty, tokenizer = load_language_model(tmp_path / "made", empty=True)
+    parameters = dict(empty.named_parameters())
+    assert {p.device.type for p in parameters.values()} == {"meta"}
+    assert [(n, p.shape, p.dtype) for n, p in parameters.items()] == [
+        (n, p.shape, p.dtype) for n, p in whole.named_parameters()
+    ]
+    assert [(n, b.shape, b.dtype) for n, b in empty.named_buffers()] == [
+        (n, b.shape, b.dtype) for n, b in whole.named_buffers()
+    ]
+    assert len(tokenizer) == 260
+    (tmp_path / "made" / "config.json").write_text("{}")
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        load_language_model(tmp_path / "made", empty=True)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     folder = save(small_model(num_tokens=200), byte_tokenizer(), tmp_path / "misfit")
     with pytest.raises(EncoderError, match="has 260 tokens, its model vectors for 200"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from encoders.devices import Devices
 from encoders.lm.optimization import learning_tensors, make_optimizers, restore_learning
 from encoders.lm.recipes import LearningConfig, Optimizer
 from tests.encoders.lm.planted_models import small_model
@@ -59,7 +60,8 @@ def test_what_is_restored_goes_on_with_the_same_bits(optimizer: Optimizer) -> No
     optimizers = make_optimizers(model, config)
     for seed in range(3):
         learn(model, optimizers, seed)
-    kept = {name: t.detach().clone() for name, t in learning_tensors(model, optimizers).items()}
+    live = learning_tensors(model, optimizers, Devices())
+    kept = {name: tensor.clone() for name, tensor in live.items()}
     learn(model, optimizers, 3)
     other = small_model()
     begun = make_optimizers(other, config)
@@ -70,3 +72,16 @@ def test_what_is_restored_goes_on_with_the_same_bits(optimizer: Optimizer) -> No
     moments = {name.split("/")[-1] for name in kept if name.startswith("optimizer/")}
     expected = {"exp_avg", "exp_avg_sq", "step"}
     assert moments == (expected | {"momentum_buffer"} if optimizer == "muon" else expected)
+
+
+def test_a_state_comes_to_the_device_of_the_weights() -> None:
+    model = small_model()
+    optimizers = make_optimizers(model, MUON)
+    learn(model, optimizers, 0)
+    with torch.device("meta"):  # stands for a GPU
+        other = small_model()
+    begun = make_optimizers(other, MUON)
+    restore_learning(other, begun, learning_tensors(model, optimizers, Devices()))
+    states = [state for optimizer in begun for state in optimizer.state.values()]
+    assert len(states) == len(list(other.parameters()))
+    assert {value.device.type for state in states for value in state.values()} == {"meta"}

@@ -27,6 +27,7 @@ def test_seven_billion_on_eight_gpus_by_hand() -> None:
     parts = made.weights_gb + made.gradients_gb + made.optimizer_gb
     parts += made.gathered_gb + made.activations_gb
     assert made.total_gb == pytest.approx(parts + 0.08 * 80)
+    assert made.host_gb == pytest.approx(weights * 12 / GIB)
     operations = 6 * weights + 12 * 32 * 4096 * 4096
     assert made.tokens_per_s == pytest.approx(8 * 989e12 * 0.4 / operations)
     assert made.days == pytest.approx(3e12 / made.tokens_per_s / 86_400)

@@ -1,7 +1,7 @@
 """Pretraining learns, and writes a folder that others read."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,29 @@ def test_a_model_goes_on_with_a_tenth_of_the_rate_and_half_general_text(
     other = save(small_model(length=16), byte_tokenizer(), tmp_path / "other")
     far = pretrain(home, small(steps=1), base=str(other), name="far", threads=1)
     assert far.manifest.vocab_size == 264
+    assert far.manifest.config["learning"]["learning_rate"] == pytest.approx(1e-3)
+    expected = asdict(replace(small().shape, sequence_length=16, tied=False))
+    assert far.manifest.config["shape"] == expected
     assert far.manifest.tokenizer != manifest.tokenizer
+
+
+def test_what_goes_on_learns_as_it_was_pretrained(home: Home) -> None:
+    recipe = small(steps=2, learning_rate=4e-3, optimizer="muon")
+    first = replace(recipe, shape=replace(recipe.shape, sequence_length=16))
+    assert pretrain(home, first, name="first", threads=1).manifest.config == json.loads(
+        json.dumps(asdict(first))
+    )
+    wide = replace(small(steps=2), shape=replace(recipe.shape, hidden_size=64, num_layers=3))
+    for base, name in (("first", "second"), ("second", "third")):
+        config = pretrain(home, wide, name=name, base=base, threads=1).manifest.config
+        assert config["learning"]["learning_rate"] == pytest.approx(4e-4)
+        assert config["learning"]["optimizer"] == "muon"
+        assert config["shape"] == asdict(first.shape)
+    own = replace(wide, learning=replace(wide.learning, learning_rate=7e-3))
+    told = ("learning_rate", "optimizer")
+    made = pretrain(home, own, name="own", base="first", explicit=told, threads=1).manifest
+    assert [made.config["learning"][name] for name in told] == [7e-3, "adamw"]
+    assert made.num_tokens == pytest.approx(2 * (8 * 16 - 3), abs=6)
 
 
 def test_the_same_again_does_nothing_and_other_settings_are_refused(home: Home) -> None:
@@ -204,6 +226,20 @@ def test_the_command_prints_one_line(home: Home) -> None:
     assert set(line["valid_bits_per_byte"]) == {"listings", "baskets", "prose", "all"}
     assert "Next: longtrail lm average first" in result.stderr
     assert list((home.root / "tracking" / "first").glob("events.*"))
+    # What goes on learns by the recipe that its folder names, what the user says comes first.
+    path = home.models / "first" / "pretraining.json"
+    told = PretrainingManifest.load(path, made_by="test").model_copy(update={"recipe": "1b"})
+    told.save(path)
+    arguments = ["pretrain", "--model", "first", "--steps", "1", "--batch-rows", "1", "--cpu"]
+    arguments += ["--threads", "1", "--precision", "float32", "--no-compile"]
+    arguments += ["--optimizer", "adamw", "--learning-rate", "5e-4"]
+    result = CliRunner().invoke(group, arguments, obj=Settings(home, "embedded"))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["recipe"] == "1b"
+    path = home.models / "first-continued" / "pretraining.json"
+    config = PretrainingManifest.load(path, made_by="test").config
+    assert config["learning"]["learning_rate"] == 5e-4
+    assert (config["shape"]["hidden_size"], config["shape"]["sequence_length"]) == (256, 256)
     both = CliRunner().invoke(
         group,
         ["pretrain", "--steps", "2", "--minutes", "1"],
