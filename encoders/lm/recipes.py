@@ -179,6 +179,7 @@ def tiny() -> PretrainingConfig:
             optimizer="muon",
             learning_rate=3e-3,
             warmup_steps=50,
+            final_share=0.3,  # the average of the last weights does the rest (docs/log.md)
             checkpoint_steps=200,
             num_validations=5,
         ),
