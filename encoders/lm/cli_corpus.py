@@ -77,15 +77,15 @@ from feature_repo.progress import BarLine
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
+    default=2.0,
     show_default=True,
-    help="Above 1, small sources are drawn more often than their size.",
+    help="Above 1, small sources are drawn more often than their size; 1 is in proportion.",
 )
 @click.option(
     "--general-share",
     type=click.FloatRange(min=0, max=1),
     default=None,
-    show_default="in proportion; 0.5 where a pretrained model goes on",
+    show_default="as its bytes say; 0.5 where a pretrained model goes on",
     help="Share of general text in what a model learns from.",
 )
 @pass_settings

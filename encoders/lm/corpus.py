@@ -40,9 +40,10 @@ class MixtureConfig(Document):
     """How to weigh the sources of a corpus; see :func:`encoders.lm.mixture.mixture`."""
 
     general_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of all general sources together; None: in proportion, as for learning from scratch."""
-    temperature: float = Field(default=1.0, gt=0)
-    """T: a source of b bytes counts b ** (1 / T); above 1, small sources come more often."""
+    """Share of all general sources together; None: as their bytes say, for learning from scratch."""
+    temperature: float = Field(default=2.0, gt=0)
+    """T: a source of b bytes counts b ** (1 / T); above 1, small sources come more often. In
+    proportion, what a shop has least of and asks for most, its listings, would hardly be read."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Source -> factor on how often it comes; 1 where not named, 0 leaves it out."""
 

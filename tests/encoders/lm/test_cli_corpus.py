@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from encoders.lm.cli_corpus import commands
-from encoders.lm.corpus import load_corpus
+from encoders.lm.corpus import MixtureConfig, load_corpus
 from feature_repo.command import SentenceGroup, Settings
 from feature_repo.home import Home
 from tests.encoders.lm.planted_shop import make_shop
@@ -33,7 +33,7 @@ def test_it_prints_one_line(home: Home, tmp_path: Path) -> None:
         *("--built-in", "listings", "--built-in", "baskets"),
         *("--source", f"reviews=general:{reviews}", "--text-column", "body"),
         *("--language", "en", "--near-duplicates", "1", "--weight", "baskets=2"),
-        *("--general-share", "0.5", "--temperature", "2"),
+        *("--general-share", "0.5", "--temperature", "3"),
     ]
     result = run(home, *arguments)
     assert result.exit_code == 0, result.output
@@ -47,12 +47,17 @@ def test_it_prints_one_line(home: Home, tmp_path: Path) -> None:
     assert line["fingerprint"] == manifest.fingerprint
     assert manifest.mixture.model_dump() == {
         "general_share": 0.5,
-        "temperature": 2.0,
+        "temperature": 3.0,
         "weights": {"baskets": 2.0},
     }
     assert manifest.options["filters"]["near_duplicates"] is None
     again = json.loads(run(home, *arguments).stdout)
     assert again["fingerprint"] == line["fingerprint"]
+
+
+def test_without_options_the_mixture_is_the_default_one(home: Home) -> None:
+    assert run(home, "--built-in", "baskets").exit_code == 0
+    assert load_corpus(home).mixture == MixtureConfig()
 
 
 @pytest.mark.parametrize(

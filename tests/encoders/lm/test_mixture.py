@@ -43,7 +43,8 @@ SMALL = corpus(listings=100, orders=900, general=4000, general_empty=0)
 
 
 def test_shares_are_proportional_to_bytes() -> None:
-    assert mixture(SMALL, MixtureConfig()) == {"listings": 0.02, "orders": 0.18, "general": 0.8}
+    shares = mixture(SMALL, MixtureConfig(temperature=1))
+    assert shares == {"listings": 0.02, "orders": 0.18, "general": 0.8}
 
 
 def test_temperature_lifts_small_sources_and_the_corpus_own_is_the_default() -> None:
@@ -53,14 +54,19 @@ def test_temperature_lifts_small_sources_and_the_corpus_own_is_the_default() -> 
 
 
 def test_general_text_is_half_where_a_model_goes_on() -> None:
-    shares = mixture(SMALL, MixtureConfig(general_share=CONTINUED_GENERAL_SHARE))
+    shares = mixture(SMALL, MixtureConfig(temperature=1, general_share=CONTINUED_GENERAL_SHARE))
     assert shares == pytest.approx({"listings": 0.05, "orders": 0.45, "general": 0.5})
     alone = corpus(listings=1, orders=3)
-    assert mixture(alone, MixtureConfig(general_share=0.5)) == {"listings": 0.25, "orders": 0.75}
+    assert mixture(alone, MixtureConfig(temperature=1, general_share=0.5)) == {
+        "listings": 0.25,
+        "orders": 0.75,
+    }
 
 
 def test_weights_are_factors_and_0_leaves_out() -> None:
-    shares = mixture(SMALL, MixtureConfig(weights={"listings": 10.0, "general": 0.0}))
+    shares = mixture(
+        SMALL, MixtureConfig(temperature=1, weights={"listings": 10.0, "general": 0.0})
+    )
     assert shares == pytest.approx({"listings": 1000 / 1900, "orders": 900 / 1900})
 
 
