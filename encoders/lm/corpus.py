@@ -40,7 +40,7 @@ class MixtureConfig(Document):
     """How to weigh the sources of a corpus; see :func:`encoders.lm.mixture.mixture`."""
 
     general_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of all general sources together; None: as their bytes say, for learning from scratch."""
+    """Share of all general sources together; None: as their bytes say (learning from scratch)."""
     temperature: float = Field(default=2.0, gt=0)
     """T: a source of b bytes counts b ** (1 / T); above 1, small sources come more often. In
     proportion, what a shop has least of and asks for most, its listings, would hardly be read."""
