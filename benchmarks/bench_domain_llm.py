@@ -120,11 +120,12 @@ def tokenizer_figures(home: Home, corpus: CorpusManifest, num_strings: int) -> d
 
 
 def learn(
-    home: Home, name: str, tokenizer: str, *, seed: int, minutes: float, threads: int
+    home: Home, name: str, tokenizer: str, *, seed: int, minutes: float | None, threads: int
 ) -> PretrainingSummary:
     """Pretrain the tiny recipe, where it is not there."""
     recipe = RECIPES["tiny"]()
-    config = replace(recipe, learning=replace(recipe.learning, minutes=minutes, seed=seed))
+    learning = replace(recipe.learning, seed=seed, minutes=minutes or recipe.learning.minutes)
+    config = replace(recipe, learning=learning)
     with BarLine() as bars:
         return pretrain(
             home,
@@ -173,7 +174,7 @@ def measure_all(
     dataset: Path,
     *,
     num_seeds: int,
-    minutes: float,
+    minutes: float | None,
     num_strings: int,
     threads: int,
     report: Path | None,
@@ -184,7 +185,7 @@ def measure_all(
         home: Where everything is kept.
         dataset: Data set file.
         num_seeds: Of the models that are averaged.
-        minutes: That each model learns for.
+        minutes: That each model learns for; None = the recipe's.
         num_strings: On which the extended tokenizer is compared with its base.
         threads: Of the arithmetic.
         report: HTML file of the evaluation, too.
@@ -257,7 +258,7 @@ def measure_all(
             for name, source in corpus.sources.items()
         },
         "num_seeds": num_seeds,
-        "minutes": minutes,
+        "minutes": own[0].manifest.config["learning"]["minutes"],
         "threads": threads,
         "seconds_this_run": round(time.perf_counter() - began, 1),
     }
@@ -286,7 +287,9 @@ def main() -> None:
     )
     parser.add_argument("--home", type=Path, default=Path("var/domain-llm"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=8.0, help="that each model learns for")
+    parser.add_argument(
+        "--minutes", type=float, help="that each model learns for [default: the recipe's]"
+    )
     parser.add_argument("--strings", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", type=Path, help="HTML file of the evaluation")
