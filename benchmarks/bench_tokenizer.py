@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import duckdb
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -45,6 +44,7 @@ from feature_repo.home import Home
 from feature_repo.ingest import ingest
 from feature_repo.manifest import load_manifest
 from feature_repo.progress import progress_bar
+from feature_repo.query_engine import query_engine
 
 BATCH = 1000
 GENERAL, DOMAIN = "general", "domain"
@@ -159,7 +159,7 @@ def general_tokenizer(home: Home, corpus: CorpusManifest, size: int) -> PreTrain
 
 def held_out_parts(home: Home, corpus: CorpusManifest) -> dict[str, list[str]]:
     """The test split, and the descriptions that were sold in it."""
-    with duckdb.connect() as connection:
+    with query_engine() as connection:
         rows = connection.execute(
             DESCRIPTIONS,
             {

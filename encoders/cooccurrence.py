@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.query_engine import query_engine
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
+from feature_repo.query_engine import query_engine
 
 SAME_BASKET = 0
 NEXT_BASKET = 1

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.cooccurrence import sample_next_pairs
-from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
+from feature_repo.query_engine import query_engine
 
 MIN_EVENTS = 10_000
 """Events wanted before the first training impression. With 100 steps of 512 texts, fewer would let

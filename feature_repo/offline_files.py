@@ -6,7 +6,7 @@ then just the rows that were found are read. A test proves both equal, value by 
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +20,7 @@ from feast import FeatureStore
 from numpy.typing import NDArray
 
 from feature_repo.errors import MissingStepError, StoreError
+from feature_repo.query_engine import query_engine
 from feature_repo.version_names import unversioned
 
 STEPS = {
@@ -70,7 +71,7 @@ class OfflineFiles:
         if ttl:
             lifetime_us = ttl // timedelta(microseconds=1)
             oldest = f"AND r.time <= s.event_timestamp + to_microseconds({lifetime_us})"
-        with _engine() as connection:
+        with query_engine() as connection:
             connection.register("requests", requests)
             found = connection.sql(
                 f"""
@@ -103,7 +104,7 @@ class OfflineFiles:
     ) -> tuple[int, Iterator[pa.RecordBatch]]:
         """Find each key's newest row; memory is that of one row group."""
         key, pattern = self._source(view)
-        with _engine() as connection:
+        with query_engine() as connection:
             found = connection.sql(
                 f"""
                 SELECT filename, file_row_number
@@ -133,7 +134,7 @@ class OfflineFiles:
         """Ask DuckDB."""
         key, pattern = self._source(view)
         files = str(pattern).replace("'", "''")
-        with _engine() as connection:
+        with query_engine() as connection:
             try:
                 answer = connection.sql(
                     question.format(rows=f"read_parquet('{files}')", key=f'"{key}"')
@@ -191,14 +192,6 @@ def missing_features(view: str, where: str) -> MissingStepError:
         f"{where} holds no features of {view} yet: run "
         f"`longtrail {STEPS.get(unversioned(view), 'sequences')}` first"
     )
-
-
-@contextmanager
-def _engine() -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
-        connection.execute("SET TimeZone = 'UTC'")
-        yield connection
 
 
 _FILE_BITS = 40

@@ -17,6 +17,7 @@ import duckdb
 from feature_repo.dataset import LoadedDataSet
 from feature_repo.errors import DataSetError, StoreError
 from feature_repo.home import Home, complete_file
+from feature_repo.query_engine import query_engine
 from feature_repo.served_files import served_files
 
 VALID_SHARE = TEST_SHARE = 0.1
@@ -127,9 +128,7 @@ def join_clicks(
         DataSetError: If the query fails, lacks a column, or no request is old enough.
     """
     files = [str(file) for file in served_files(home, since=since)]
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET memory_limit = '2GB'")
+    with query_engine({"memory_limit": "2GB"}) as connection:
         try:
             connection.execute(_REQUESTS, [now - window, files])
         except duckdb.Error as error:
@@ -203,8 +202,7 @@ def write_dataset(base: LoadedDataSet, impressions: Path, toml: Path, *, window:
     Raises:
         DataSetError: If the impressions lie at too few moments to be split by time.
     """
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with query_engine() as connection:
         first, valid, test, moments = _one(
             connection,
             "SELECT min(event_timestamp), quantile_disc(event_timestamp, ?), "

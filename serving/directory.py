@@ -16,6 +16,7 @@ from feature_repo.catalog import Catalog
 from feature_repo.errors import LongtrailError, MissingStepError
 from feature_repo.home import Home
 from feature_repo.push import read_tables
+from feature_repo.query_engine import query_engine
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class HomeDirectory:
 
     def _counts(self) -> dict[str, int]:
         """Behaviours of each user, from the canonical events."""
-        with duckdb.connect() as connection:
+        with query_engine() as connection:
             try:
                 rows = connection.execute(
                     "SELECT user_id, count(*) FROM read_parquet(?) GROUP BY user_id",

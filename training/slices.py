@@ -5,12 +5,12 @@ Shapes: R = rows.
 
 from datetime import datetime
 
-import duckdb
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from feature_repo.home import Home
+from feature_repo.query_engine import query_engine
 from training.dataset import ClickData
 
 LENGTH_CURVE = {
@@ -69,8 +69,7 @@ def _event_facts(
             "request_time": data.impressions.times,
         }
     )
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with query_engine() as connection:
         connection.register("requests", rows)
         connection.from_parquet(str(home.events / "*.parquet")).create_view("events")
         facts = connection.execute(

@@ -20,10 +20,10 @@ from encoders.lm.records import (
     plain,
     scene_token,
 )
-from encoders.query_engine import query_engine
 from feature_repo.errors import DataSetError
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest, ItemColumn
+from feature_repo.query_engine import query_engine
 
 BANDS = {
     2: ("low", "high"),

@@ -8,9 +8,9 @@ from operator import itemgetter
 from encoders.lm.corpus import Split
 from encoders.lm.examples import Clean, Example, TaskConfig
 from encoders.lm.records import Order, history_text, order_text, plain
-from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
+from feature_repo.query_engine import query_engine
 
 PURCHASE = "purchase"
 """Scene that is foretold where the data set has it; else the one with most events to learn from."""

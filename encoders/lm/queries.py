@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from encoders.lm.corpus import Split
 from encoders.lm.examples import Clean
-from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
+from feature_repo.query_engine import query_engine
 
 SEARCH = "search"
 """Name of the scene whose texts are queries."""

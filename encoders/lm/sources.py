@@ -15,10 +15,10 @@ from typing import Any
 
 from encoders.lm.corpus import SourceKind, Split
 from encoders.lm.records import Order, history_text, listing_text, order_text
-from encoders.query_engine import query_engine
 from feature_repo.home import Home
 from feature_repo.manifest import DataManifest
 from feature_repo.manifest import Split as SplitTimes
+from feature_repo.query_engine import query_engine
 
 _FETCHED_ROWS = 10_000
 _MEMORY_LIMIT = "4GB"

@@ -1,4 +1,4 @@
-"""DuckDB, as every reader of the home's tables wants it."""
+"""DuckDB, as whoever asks the home's files something wants it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
