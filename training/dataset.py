@@ -93,6 +93,13 @@ class ClickData:
             impressions=self.impressions.take(rows),
         )
 
+    def sample(self, share: float, *, seed: int) -> "ClickData":
+        """A share of the contexts, at least one, with all rows of each; copies."""
+        number = max(1, round(share * self.num_contexts))
+        drawn = np.random.default_rng(seed).permutation(self.num_contexts)[:number]
+        chosen = np.isin(np.arange(self.num_contexts), drawn)
+        return self.where(np.repeat(chosen, np.diff(self.offsets)))
+
     @cached_property
     def history_lengths(self) -> NDArray[np.int64]:
         """int64 [N]: positions from the newest to the oldest behaviour of the longest scene."""

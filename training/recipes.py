@@ -55,6 +55,9 @@ class TrainingConfig:
     extra_requests: bool = True
     """Learn from the requests that ingest sampled beside the given ones, too, where there are some
     (``negatives.extra_train`` of the data set)."""
+    context_share: float = 1.0
+    """Of the training contexts, drawn with the seed, for an answer in less time; all validation and
+    test rows are still scored."""
     deterministic: bool = False
     """Refuse operations that give other results when they are repeated; CPUs have none here."""
     compiled: bool = False
@@ -82,6 +85,8 @@ class TrainingConfig:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must be in (0, 1), got {self.average_decay}")
+        if not 0 < self.context_share <= 1:
+            raise ValueError(f"context_share must be in (0, 1], got {self.context_share}")
 
 
 @dataclass(frozen=True)

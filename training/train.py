@@ -126,6 +126,10 @@ def train(
         is_extra = data["train"].impressions.extra
         if is_extra.any() and not extra:
             data["train"] = data["train"].where(~is_extra)
+        if recipe.training.context_share < 1:
+            data["train"] = data["train"].sample(
+                recipe.training.context_share, seed=recipe.training.seed
+            )
         rate = float(data["train"].clicked.mean())
         if not 0 < rate < 1:
             raise DataSetError(

@@ -34,6 +34,11 @@ def read(world, impressions=None, **options):
     )
 
 
+def contexts(data):
+    """Of each row: a user at one time."""
+    return list(zip(data.impressions.user_ids, data.impressions.times, strict=True))
+
+
 def test_every_impression_is_there_once_with_its_label(world):
     data = read(world)
     found = pd.DataFrame(
@@ -162,6 +167,19 @@ def test_rows_to_keep_take_their_contexts_along():
     assert kept.evidence[:, 0].tolist() == [2 / 8, 4 / 8, 5 / 8]
     assert kept.clicked.tolist() == [0, 0, 1]
     assert len(kept.impressions) == len(kept.context) == 3
+
+
+def test_a_sample_holds_whole_contexts_drawn_with_the_seed(world):
+    data = read(world)
+    part = data.sample(0.3, seed=1)
+    assert part.num_contexts == round(0.3 * data.num_contexts)
+    keys = contexts(data)
+    chosen = set(contexts(part))
+    assert [key for key in keys if key in chosen] == contexts(part)
+    again, other = data.sample(0.3, seed=1), data.sample(0.3, seed=2)
+    assert contexts(again) == contexts(part)
+    assert set(contexts(other)) != chosen
+    assert data.sample(1e-9, seed=1).num_contexts == 1
 
 
 def test_batch_cuts_padding_and_marks_what_is_there():

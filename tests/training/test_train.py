@@ -264,6 +264,19 @@ def test_extra_requests_are_learned_from_unless_the_recipe_says_no(tmp_path):
     assert train(world.sources, recipe, run="d", threads=1, data=few).metrics == given.metrics
 
 
+def test_a_share_of_the_contexts_is_learned_from_and_all_else_is_scored(world):
+    recipe = RECIPES["item_only"]()
+    recipe = replace(recipe, training=replace(recipe.training, context_share=0.25))
+    data = read_splits(world.sources, recipe.sequence_length)
+    part = train(world.sources, recipe, run="part", threads=1, data=data)
+    assert part.num_contexts == round(0.25 * data["train"].num_contexts)
+    assert part.num_rows < len(data["train"]) / 2
+    for split in ("valid", "test"):
+        assert part.metrics[split]["num_rows"] == len(data[split])
+    with pytest.raises(ValueError, match=r"context_share must be in \(0, 1\], got 0"):
+        replace(recipe.training, context_share=0)
+
+
 @pytest.mark.parametrize("name", ["repeat_count", "mean_pooling", "din_text", "item_only"])
 def test_every_baseline_trains_and_writes_an_artifact(world, name):
     result = train(world.sources, RECIPES[name](), run=name, threads=1)
