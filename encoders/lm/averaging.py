@@ -22,6 +22,7 @@ from encoders.lm.held_out_documents import no_documents
 from encoders.lm.loss import LanguageModelLoss
 from encoders.lm.model_folder import (
     check_model_name,
+    finished_model,
     load_language_model,
     save_language_model,
 )
@@ -114,7 +115,15 @@ def average(
     check_model_name(name)
     folder = home.models / name
     fingerprint = model_fingerprint(model_folder)
-    there = _there(folder, fingerprint, list(chosen), validation_bytes)
+    made_from = (fingerprint, list(chosen), validation_bytes)
+    there = finished_model(
+        folder,
+        AVERAGING_FILE,
+        AveragingManifest,
+        made_by="longtrail lm average",
+        is_same=lambda m: (m.model_fingerprint, m.steps, m.validation_bytes) == made_from,
+        otherwise="from other weights",
+    )
     if there is not None:
         return AveragingSummary(folder, there, time.perf_counter() - started)
     model, tokenizer = load_language_model(model_folder)
@@ -179,23 +188,3 @@ def load_parameters(model: Any, weights: dict[str, Tensor], source: str) -> None
                 f"in the model, {shapes[1]} in the weights"
             )
         one.copy_(other)
-
-
-def _there(
-    folder: Path, fingerprint: str, steps: list[int], validation_bytes: int
-) -> AveragingManifest | None:
-    """What a run before this one has finished; None where there is nothing.
-
-    Raises:
-        EncoderError: If it is something else.
-    """
-    if not folder.exists():
-        return None
-    if (folder / AVERAGING_FILE).exists():
-        manifest = AveragingManifest.load(folder / AVERAGING_FILE, made_by="longtrail lm average")
-        made_from = (manifest.model_fingerprint, manifest.steps, manifest.validation_bytes)
-        if made_from == (fingerprint, steps, validation_bytes):
-            return manifest
-    raise EncoderError(
-        f"{folder} exists already, made from other weights: give another --name, or delete it"
-    )

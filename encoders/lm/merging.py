@@ -13,7 +13,12 @@ import torch
 from pydantic import AwareDatetime
 
 from encoders.fingerprint import model_fingerprint
-from encoders.lm.model_folder import check_model_name, load_language_model, save_language_model
+from encoders.lm.model_folder import (
+    check_model_name,
+    finished_model,
+    load_language_model,
+    save_language_model,
+)
 from encoders.lm.shards import tokenizer_fingerprint
 from feature_repo.errors import EncoderError
 from feature_repo.home import Home, complete_folder
@@ -75,7 +80,17 @@ def merge(
     check_model_name(name)
     folder = home.models / name
     base_fingerprint, tuned_fingerprint = model_fingerprint(base), model_fingerprint(tuned)
-    there = _there(folder, base_fingerprint, tuned_fingerprint, weight)
+    made_from = (base_fingerprint, tuned_fingerprint, weight)
+    there = finished_model(
+        folder,
+        MERGING_FILE,
+        MergingManifest,
+        made_by="longtrail lm merge",
+        is_same=lambda m: (
+            (m.base_model_fingerprint, m.tuned_model_fingerprint, m.weight) == made_from
+        ),
+        otherwise="from other models or with another weight",
+    )
     if there is not None:
         return MergingSummary(folder, there, time.perf_counter() - started)
     model, tokenizer = load_language_model(base)
@@ -109,22 +124,3 @@ def merge(
         save_language_model(model, tokenizer, part)
         manifest.save(part / MERGING_FILE)
     return MergingSummary(folder, manifest, time.perf_counter() - started)
-
-
-def _there(folder: Path, base: str, tuned: str, weight: float) -> MergingManifest | None:
-    """What a run before this one has finished; None where there is nothing.
-
-    Raises:
-        EncoderError: If it is something else.
-    """
-    if not folder.exists():
-        return None
-    if (folder / MERGING_FILE).exists():
-        manifest = MergingManifest.load(folder / MERGING_FILE, made_by="longtrail lm merge")
-        made_from = (manifest.base_model_fingerprint, manifest.tuned_model_fingerprint)
-        if (*made_from, manifest.weight) == (base, tuned, weight):
-            return manifest
-    raise EncoderError(
-        f"{folder} exists already, made from other models or with another weight: give another "
-        "--name, or delete it"
-    )

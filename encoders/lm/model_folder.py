@@ -1,8 +1,8 @@
 """Language models as folders in the Hugging Face format, with the tokenizer inside."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -17,6 +17,9 @@ from encoders.pretrained import (
 )
 from feature_repo.errors import EncoderError, MissingStepError
 from feature_repo.home import Home
+from feature_repo.manifest import Document
+
+Made = TypeVar("Made", bound=Document)
 
 PRETRAINING_FILE = "pretraining.json"
 """What a model made by ``lm pretrain`` tells of itself (:mod:`encoders.lm.pretraining`)."""
@@ -69,6 +72,39 @@ def newest_model(home: Home, *files: str) -> Path | None:
     found = [path for file in files for path in home.models.glob(f"*/{file}")]
     whole = [path for path in found if path.parent.suffix != ".part"]
     return max(whole, key=lambda path: path.stat().st_mtime_ns).parent if whole else None
+
+
+def finished_model(
+    folder: Path,
+    file: str,
+    kind: type[Made],
+    *,
+    made_by: str,
+    is_same: Callable[[Made], bool],
+    otherwise: str,
+) -> Made | None:
+    """What a command before this one has finished; None where there is nothing.
+
+    Args:
+        folder: Of the model.
+        file: What such models have in their folder.
+        kind: Of what the file tells.
+        made_by: Command that makes one.
+        is_same: Whether the model would be made anew just so.
+        otherwise: What another one was made from, for people.
+
+    Raises:
+        EncoderError: If it is something else.
+    """
+    if not folder.exists():
+        return None
+    if (folder / file).exists():
+        manifest = kind.load(folder / file, made_by=made_by)
+        if is_same(manifest):
+            return manifest
+    raise EncoderError(
+        f"{folder} exists already, made {otherwise}: give another --name, or delete it"
+    )
 
 
 def load_language_model(folder: str | Path, *, empty: bool = False) -> tuple[Any, Any]:
