@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,17 @@ class Settings:
     """Name of a yaml file in ``feature_repo/``, ``embedded`` being ``feature_store.yaml``."""
 
 
-_FULL_DISK = (
-    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
-    "disk is full",  # SQLite's own words
-    " requested and ",  # numpy's, of items that it could not write: it drops the system's
+_FULL_DISK = re.compile(
+    "|".join(
+        (
+            *(
+                re.escape(os.strerror(number))
+                for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            ),
+            "disk is full",  # SQLite's own words
+            r"^\d+ requested and \d+ written$",  # numpy's, which drops the system's
+        )
+    )
 )
 
 pass_settings = click.make_pass_decorator(Settings)
@@ -89,7 +97,7 @@ def full_disk(error: BaseException) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         for line in str(seen).splitlines():
-            if any(words in line for words in _FULL_DISK):
+            if _FULL_DISK.search(line):
                 return line.strip()
         seen = seen.__cause__ or seen.__context__
     return None
