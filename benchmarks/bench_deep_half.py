@@ -36,7 +36,7 @@ from benchmarks.deep_half_plan import REFERENCE, Variant, recipes, seeded, varia
 from benchmarks.quality_home import prepare
 from benchmarks.quality_plan import SAME_BUDGET, score_all, train_missing
 from benchmarks.quality_result import Compared, compared, figures
-from benchmarks.quality_tables import differences_table, models_table
+from benchmarks.quality_tables import bullets, differences_table, models_table
 from benchmarks.results_file import given_command, markdown_table, write_result
 from encoders.devices import torch_threads
 from encoders.layout import layer_stack
@@ -161,9 +161,8 @@ def page(found: dict[str, Any]) -> str:
         differences_table(differences),
         models_table(variants),
         markdown_table(["Variant", "Settings", "AUC, validation rows"], settings),
+        *bullets(found["notes"]),
     ]
-    if found["notes"]:
-        parts.append("\n".join(f"- {note}" for note in found["notes"]))
     if found["missing"]:
         parts.append(f"Not trained: {', '.join(f'`{name}`' for name in found['missing'])}.")
     return "\n\n".join(parts)

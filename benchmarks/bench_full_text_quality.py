@@ -7,8 +7,9 @@ Both have the same numbers beside the texts, the same training rows (the given o
   end to end.
 
 What each costs is :mod:`benchmarks.bench_bahe_vs_full_text`'s. On two cores the whole language
-model takes hours. What is there already is not made again, so a benchmark that was killed goes on;
-the home folder is that of ``bench_quality``.
+model takes hours; ``--context-share`` lets both learn from the same part of the requests. What is
+there already is not made again, so a benchmark that was killed goes on; the home folder is that of
+``bench_quality``.
 
     python -m benchmarks.bench_full_text_quality
 """
@@ -32,7 +33,7 @@ from benchmarks.quality_plan import (
     train_missing,
 )
 from benchmarks.quality_result import compared, figures
-from benchmarks.quality_tables import differences_table, models_table, other_slices
+from benchmarks.quality_tables import bullets, difference_tables, models_table
 from benchmarks.results_file import given_command, write_result
 from encoders.devices import torch_threads
 from feature_repo.command import say
@@ -43,13 +44,19 @@ from training.sources import Sources
 FULL_TEXT = "full_text_numeric"
 
 
-def planned() -> dict[str, Seeded]:
-    """Both models and their runs, BAHE first."""
+def planned(context_share: float) -> dict[str, Seeded]:
+    """Both models and their runs, BAHE first.
+
+    Args:
+        context_share: Of the given training rows' contexts; both learn from the same.
+    """
+    part = f"training.context_share={context_share}"
     recipes = {
-        SAME_BUDGET: one_pass(SINGLE),
-        FULL_TEXT: one_pass("full_text", "model.use_numeric=true"),
+        SAME_BUDGET: one_pass(SINGLE, part),
+        FULL_TEXT: one_pass("full_text", "model.use_numeric=true", part),
     }
-    return {name: [once(recipe, name)] for name, recipe in recipes.items()}
+    suffix = "" if context_share == 1 else f"-share{context_share}"
+    return {name: [once(recipe, name + suffix)] for name, recipe in recipes.items()}
 
 
 def compare(sources: Sources, plan: Mapping[str, Seeded], threads: int) -> dict[str, Any]:
@@ -75,6 +82,9 @@ def compare(sources: Sources, plan: Mapping[str, Seeded], threads: int) -> dict[
         "dataset": sources.manifest.dataset,
         "rows": scored.rows,
         "threads": threads,
+        "context_shares": {
+            name: recipe.training.context_share for name, [(recipe, _)] in plan.items()
+        },
         "encoder": sources.table.fingerprint,
         "compared": [first, second],
         "by_slice": compared(difference),
@@ -93,17 +103,16 @@ def page(found: Mapping[str, Any]) -> str:
         found: Of :func:`compare`.
     """
     differences = {" - ".join(f"`{name}`" for name in found["compared"]): found["by_slice"]}
+    [share] = set(found["context_shares"].values())
+    part = "all" if share == 1 else f"{share:.0%} of the"
     caption = (
-        f"{found['dataset']}, {found['rows']} rows, vectors of encoder `{found['encoder']}`, one "
-        "seed each. 95 % intervals by bootstrap over users, those of differences on the same "
-        "draws; a difference of logloss below 0 is better."
+        f"{found['dataset']}, {found['rows']} rows, learned from {part} given training requests, "
+        f"vectors of encoder `{found['encoder']}`, one seed each. 95 % "
+        "intervals by bootstrap over users, those of differences on the same draws; a difference "
+        "of logloss below 0 is better."
     )
-    parts = [caption, models_table(found["models"]), differences_table(differences)]
-    if others := other_slices(differences):
-        parts.append(differences_table(differences, others))
-    if found["notes"]:
-        parts.append("\n".join(f"- {note}" for note in found["notes"]))
-    return "\n\n".join(parts)
+    parts = [caption, models_table(found["models"]), *difference_tables(differences)]
+    return "\n\n".join([*parts, *bullets(found["notes"])])
 
 
 def main() -> None:
@@ -115,19 +124,21 @@ def main() -> None:
     )
     parser.add_argument("--home", type=Path, default=Path("var/quality"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--context-share", type=float, default=1.0, help="of the training requests' contexts"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
     home = Home(options.home)
     settings = prepare(home, options.dataset, tuned=options.home / "models" / "tuned")
-    found = compare(Sources.open(home, settings.profile), planned(), options.threads)
+    found = compare(
+        Sources.open(home, settings.profile), planned(options.context_share), options.threads
+    )
     told = page(found)
     say(told)
-    print(
-        write_result(
-            "full_text_quality", given_command("bench_full_text_quality"), found, page=told
-        )
-    )
+    command = given_command("bench_full_text_quality")
+    print(write_result("full_text_quality", command, found, page=told))
 
 
 if __name__ == "__main__":

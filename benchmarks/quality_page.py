@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.quality_plan import GIVEN, SINGLE, TOGETHER, TREES
 from benchmarks.quality_result import Compared
-from benchmarks.quality_tables import differences_table, models_table, other_slices
+from benchmarks.quality_tables import bullets, difference_tables, models_table
 from training.ablations import FULL
 
 
@@ -26,13 +26,9 @@ def page(found: Mapping[str, Any]) -> str:
     parts = [
         caption,
         models_table(found["models"], bold=(SINGLE, TOGETHER)),
-        differences_table(differences),
+        *difference_tables(differences),
     ]
-    if others := other_slices(differences):
-        parts.append(differences_table(differences, others))
-    if found["notes"]:
-        parts.append("\n".join(f"- {note}" for note in found["notes"]))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *bullets(found["notes"])])
 
 
 def _differences(found: Mapping[str, Any]) -> dict[str, Compared]:

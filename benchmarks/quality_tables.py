@@ -72,7 +72,14 @@ def differences_table(
     return markdown_table(["Difference, same rows", *(c.title for c in columns)], rows)
 
 
-def other_slices(differences: Mapping[str, Compared]) -> list[Column]:
+def difference_tables(differences: Mapping[str, Compared]) -> list[str]:
+    """The table of differences, and where there are more slices, one of their AUC."""
+    others = _other_slices(differences)
+    tables = [differences_table(differences)]
+    return [*tables, differences_table(differences, others)] if others else tables
+
+
+def _other_slices(differences: Mapping[str, Compared]) -> list[Column]:
     """AUC on the slices that :data:`DIFFERENCE_COLUMNS` lacks."""
     found = dict.fromkeys(rows for by_rows in differences.values() for rows in by_rows)
     return [
@@ -80,6 +87,12 @@ def other_slices(differences: Mapping[str, Compared]) -> list[Column]:
         for rows in found
         if rows not in (ALL, *SLICES)
     ]
+
+
+def bullets(notes: Iterable[str]) -> list[str]:
+    """Notes as one list in Markdown; nothing where there are none."""
+    text = "\n".join(f"- {note}" for note in notes)
+    return [text] if text else []
 
 
 def with_interval(

@@ -13,7 +13,7 @@ from training.recipes import RECIPES
 
 
 def test_both_have_one_budget_and_the_same_numbers_and_are_never_served():
-    plan = planned()
+    plan = planned(1.0)
     [(bahe, bahe_run)], [(whole, whole_run)] = plan[SAME_BUDGET], plan[FULL_TEXT]
     assert bahe_run != whole_run
     for recipe in (bahe, whole):
@@ -28,6 +28,15 @@ def test_both_have_one_budget_and_the_same_numbers_and_are_never_served():
     )
     assert isinstance(whole.model, FullTextConfig)
     assert whole.model == replace(FullTextConfig(), use_numeric=True)
+
+
+def test_a_share_is_the_same_for_both_and_has_runs_of_its_own():
+    whole, part = planned(1.0), planned(0.25)
+    for name, [(recipe, run)] in part.items():
+        [(all_of_it, first)] = whole[name]
+        assert run != first
+        assert recipe.training == replace(all_of_it.training, context_share=0.25)
+        assert recipe.model == all_of_it.model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,9 @@ def test_the_page_has_both_models_and_their_difference(told):
     auc = told["by_slice"]["all"]["auc"]
     cell = f"{auc['difference']:+.4f} [{auc['low']:+.4f}, {auc['high']:+.4f}]"
     assert [line for line in lines if line.startswith(f"| `dcn_v2` - `popularity` | {cell} |")]
+    assert "learned from all given training requests" in lines[0]
+    part = told | {"context_shares": dict.fromkeys(told["models"], 0.25)}
+    assert "learned from 25% of the given training requests" in page(part)
     for name, values in told["models"].items():
         cell = f"{values['auc']:.4f} [{values['auc_low']:.3f}, {values['auc_high']:.3f}]"
         assert [line for line in lines if line.startswith(f"| `{name}` | {cell} |")]
