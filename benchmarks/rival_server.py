@@ -27,6 +27,7 @@ from pydantic import BaseModel, Field
 
 from encoders.evidence import candidate_evidence
 from encoders.inputs import ItemInputs, item_inputs, user_inputs
+from encoders.loaded_artifact import load_artifact
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
 from feature_repo.catalog import Catalog
@@ -34,7 +35,6 @@ from feature_repo.columns import Column, Columns, Ragged
 from feature_repo.home import Home
 from feature_repo.reader import FeatureReader
 from feature_repo.view_reader import ReadView
-from serving.artifact import load_artifact
 
 _CHUNK = 500
 """Items in one question to the feature server."""

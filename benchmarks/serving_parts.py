@@ -19,6 +19,7 @@ import orjson
 import redis
 import torch
 
+from encoders.loaded_artifact import load_artifact
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
 from feature_repo.catalog import Catalog
@@ -26,7 +27,6 @@ from feature_repo.home import Home
 from feature_repo.reader import FeatureReader
 from feature_repo.redis_lookup import ViewLayout
 from feature_repo.services import local
-from serving.artifact import load_artifact
 from serving.ranker import Ranker
 
 _WARM = 20

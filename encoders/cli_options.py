@@ -44,22 +44,17 @@ _max_tokens_option = click.option(
     show_default=True,
     help="Tokens kept of a text.",
 )
-_threads_option = click.option(
+threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=None,
-    show_default="torch's choice: one per core",
-    help="Threads of the model's arithmetic.",
-)
-
-
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Of the arithmetic.  [default: one per core]"
+    show_default="OMP_NUM_THREADS, else one per core",
+    help="Of the arithmetic.",
 )
 process_threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Of the arithmetic, per process.  [default: one per core, shared by the processes]",
+    show_default="OMP_NUM_THREADS of one process, else one per core, shared by the processes",
+    help="Of the arithmetic, per process.",
 )
 cpu_option = click.option(
     "--cpu", is_flag=True, help="Use no accelerator.  [default: use one if there is]"
@@ -79,7 +74,7 @@ def encoder_options(function: Function) -> Function:
         _pooling_option,
         _prompt_option,
         _max_tokens_option,
-        _threads_option,
+        threads_option,
     )
     for option in reversed(options):
         function = option(function)

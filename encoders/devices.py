@@ -139,9 +139,19 @@ def products_in(precision: Precision, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def torch_threads(number: int | None, *, num_local_processes: int = 1) -> Iterator[int]:
-    """Compute with ``number`` threads (None = this process' share of the cores), then as before."""
+    """Compute with a number of threads, then as before.
+
+    Args:
+        number: None = as many as OMP_NUM_THREADS says, which torch reads when it is imported; where
+            it says nothing, or is torchrun's for several processes, this process' share of the
+            cores.
+        num_local_processes: That share this machine's cores.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(number or max(1, (os.cpu_count() or 1) // num_local_processes))
+    if number is None:
+        told = num_local_processes == 1 and "OMP_NUM_THREADS" in os.environ
+        number = before if told else max(1, (os.cpu_count() or 1) // num_local_processes)
+    torch.set_num_threads(number)
     try:
         yield torch.get_num_threads()
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.loaded_artifact import Artifact, load_artifact
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import current_run
 from feature_repo.catalog import Catalog
@@ -28,7 +29,6 @@ from serving.answers import (
     UnknownItemError,
     UserView,
 )
-from serving.artifact import Artifact, load_artifact
 from serving.explain import contributions_of
 from serving.history import Behavior, History
 from serving.item_cache import ItemCache

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.loaded_artifact import load_artifact
 from encoders.table import EmbeddingTable
 from feature_repo.columns import Columns
 from feature_repo.errors import ArtifactError, EncoderError
@@ -24,7 +25,6 @@ from feature_repo.reader import FeatureReader
 from feature_repo.served_parity import Replayed, ServedViews, replay, requests_of, sample_ids
 from feature_repo.served_rows import ServedRequest
 from feature_repo.view_reader import Join
-from serving.artifact import load_artifact
 from serving.scoring import Scorer
 
 SCORES = "scores"

@@ -16,11 +16,11 @@ from torch import Tensor
 from encoders.attribution import Attribution, attribute
 from encoders.evidence import candidate_evidence, evidence_names
 from encoders.inputs import ItemInputs, UserInputs, item_inputs, user_inputs
+from encoders.loaded_artifact import Artifact
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import ProgramParts
 from feature_repo.errors import ArtifactError
 from feature_repo.features import ItemFeatures, UserFeatures
-from serving.artifact import Artifact
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feature_repo.artifact import PROGRAM_FILE, ArtifactManifest, load_run_manifest
+from encoders.loaded_artifact import load_artifact
+from feature_repo.artifact import ArtifactManifest, load_run_manifest
 from feature_repo.progress import Progress, in_rounds, silent
 from training.comparison import compare, compare_slices
 from training.dataset import ClickData, read_clicks
 from training.impressions import Impressions, load_impressions, load_impressions_file
 from training.metrics import summarize
-from training.program import load_program
 from training.schema import InputSchema, select_columns
 from training.scoring import probabilities, score
 from training.slices import slice_masks
@@ -188,9 +188,8 @@ def score_runs(
             masks = slice_masks(sources.home, data, train_end=first.train_end)
         table = torch.from_numpy(own.table.vectors)
         for manifest in members:
-            program = load_program(sources.home.runs / manifest.run / PROGRAM_FILE)
             logits[manifest.run] = score(
-                program,
+                load_artifact(sources.home, manifest.run).score,
                 table,
                 data.last(manifest.sequence_length),
                 truncate=False,

@@ -9,10 +9,9 @@ import numpy as np
 
 from encoders.attribution import attribute
 from encoders.inputs import item_inputs, user_inputs
-from feature_repo.artifact import PROGRAM_FILE, load_run_manifest
+from encoders.loaded_artifact import load_artifact
 from feature_repo.catalog import Catalog
 from training.impressions import Impressions
-from training.program import load_program
 from training.sources import Sources
 
 SHOWN_BEHAVIORS = 10
@@ -49,14 +48,15 @@ def explain(
     """
     if len(request) != 1:
         raise ValueError(f"one impression is explained at a time, got {len(request)}")
-    manifest = load_run_manifest(sources.home, run)
+    artifact = load_artifact(sources.home, run)
+    manifest = artifact.manifest
     sources = sources.with_encoder(manifest.encoder_fingerprint)
     users = sources.reader.historical_users(request.user_ids, request.times)
     items = sources.reader.historical_items(request.item_ids, request.times)
     user = user_inputs(users, sources.table, scenes=manifest.scenes)
     item = item_inputs(items, sources.table, vocabularies=manifest.category_vocabularies)
     found = attribute(
-        load_program(sources.home.runs / run / PROGRAM_FILE),
+        artifact.score,
         sources.table,
         user,
         item,

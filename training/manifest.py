@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from feature_repo.artifact import ArtifactManifest
+from feature_repo.artifact import ArtifactManifest, Calibration, ProgramParts
 from feature_repo.definitions import CTR_SERVICE
 from feature_repo.revision import git_revision
 from training.artifact import describe_recipe, versions
@@ -34,10 +34,12 @@ def artifact_manifest(
     schema: InputSchema,
     run: str,
     train_data: ClickData,
-    metrics: dict[str, dict[str, Any]],
     history: list[dict[str, Any]],
+    *,
+    calibration: Calibration,
+    parts: ProgramParts | None,
 ) -> ArtifactManifest:
-    """What an artifact says about itself.
+    """What an artifact says about itself, but for its metrics.
 
     Args:
         sources: What was read from.
@@ -45,8 +47,9 @@ def artifact_manifest(
         schema: What the model reads.
         run: Name of the run.
         train_data: What was learned from, for its time range.
-        metrics: Split -> metric -> value.
         history: One entry per validation.
+        calibration: Of the program.
+        parts: Of the program; None where it has none.
     """
     times = train_data.impressions.times
     start, end = (datetime.fromtimestamp(int(t) / 1e6, UTC) for t in (times.min(), times.max()))
@@ -73,5 +76,7 @@ def artifact_manifest(
         versions=versions(),
         train_start=start,
         train_end=end,
-        metrics=metrics,
+        metrics={},
+        parts=parts,
+        calibration=calibration,
     )

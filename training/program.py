@@ -3,18 +3,14 @@
 Shapes: see :data:`feature_repo.artifact.PROGRAM_INPUTS`.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from feature_repo.artifact import PROGRAM_INPUTS
-from feature_repo.errors import ArtifactError
 from training.schema import InputSchema
 
 
@@ -86,41 +82,3 @@ def save_exported(
     program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
     program.example_inputs = None
     torch.export.save(program, path)
-
-
-def load_program(path: Path) -> Callable[..., Tensor]:
-    """An exported program, ready to call with the program's inputs.
-
-    Raises:
-        ArtifactError: If the file is missing, not a program, or holds anything pickled.
-    """
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist: train the model again with `longtrail train`")
-    pickled = pickled_members(path)
-    if pickled:
-        raise ArtifactError(
-            f"{path} holds a pickled file ({pickled[0]}), which is never loaded: it was not "
-            "written by `longtrail train`"
-        )
-    module: Callable[..., Tensor] = torch.export.load(path).module()
-    return module
-
-
-def pickled_members(path: Path) -> list[str]:
-    """Names of the files in a program's archive that torch would unpickle."""
-    with ZipFile(path) as archive:
-        found = [
-            info.filename
-            for info in archive.infolist()
-            if "/sample_inputs/" in info.filename and info.file_size
-        ]
-        found += [
-            name
-            for name in archive.namelist()
-            if name.endswith("_config.json")
-            and any(
-                entry.get("use_pickle")
-                for entry in json.loads(archive.read(name)).get("config", {}).values()
-            )
-        ]
-    return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders.checkpoint import checkpoint_folder
 from encoders.devices import Devices, deterministic_algorithms, open_devices, torch_threads
+from encoders.loaded_artifact import open_programs
 from encoders.tracking import Tracker, check_tracker, final_figures, open_tracker
 from feature_repo.artifact import (
     MANIFEST_FILE,
@@ -39,7 +40,7 @@ from training.loop import LoopResult, TrainingLoop
 from training.manifest import artifact_manifest, input_schema
 from training.metrics import summarize
 from training.parts import save_parts
-from training.program import load_program, save_program
+from training.program import save_program
 from training.recipes import Recipe
 from training.reference import training_reference
 from training.schema import InputSchema
@@ -93,7 +94,7 @@ def train(
         sources: What to read from.
         recipe: What to train.
         run: Name of the run; None = ``<recipe>-<YYYYMMDD-HHMMSS>``.
-        threads: Of the arithmetic; None = one per core, shared among the processes.
+        threads: Of the arithmetic; None = see :func:`encoders.devices.torch_threads`.
         make_current: Make it the run that is served; None = unless it is a baseline.
         data: What :func:`read_splits` returned, for several recipes on one reading; None = read.
         devices: Of :func:`encoders.devices.open_devices`; None = opened here.
@@ -164,17 +165,26 @@ def train(
                 update = part_of(scoring, len(valid) + len(data["test"]))
                 logits = score(model, _table(sources), valid, truncate=True, progress=update)
                 calibration = fit_calibration(logits, valid.clicked, valid.user_codes)
-                save_program(CalibratedModel(model, calibration), schema, part / PROGRAM_FILE)
                 parts = save_parts(model, calibration, schema, part)
+                if parts is None:
+                    save_program(CalibratedModel(model, calibration), schema, part / PROGRAM_FILE)
                 metrics["valid"] = _metrics(valid, calibrate(calibration, logits))
-                program = load_program(part / PROGRAM_FILE)  # what serving runs
+                manifest = artifact_manifest(
+                    sources,
+                    recipe,
+                    schema,
+                    name,
+                    data["train"],
+                    learned.history,
+                    calibration=calibration,
+                    parts=parts,
+                )
+                program = open_programs(part, manifest).score  # what serving runs
                 logits = score(
                     program, _table(sources), data["test"], truncate=False, progress=update
                 )
                 metrics["test"] = _metrics(data["test"], logits)
-                manifest = artifact_manifest(
-                    sources, recipe, schema, name, data["train"], metrics, learned.history
-                ).model_copy(update={"calibration": calibration, "parts": parts})
+                manifest = manifest.model_copy(update={"metrics": metrics})
                 reference = training_reference(data["train"], sources.table, schema.scenes)
                 reference.save(part / REFERENCE_FILE)
                 manifest.save(part / MANIFEST_FILE)

@@ -110,7 +110,7 @@ def pretrain(
         tokenizer: One of the home's by name, or a folder; not looked at where a model goes on.
         base: Model to go on with, one of the home's by name, or a folder.
         explicit: Settings of ``config.learning`` that stay as they are where a model goes on.
-        threads: Of the arithmetic; None = one per core, shared among the processes.
+        threads: Of the arithmetic; None = see :func:`encoders.devices.torch_threads`.
         devices: Of :func:`encoders.devices.open_devices`; None = opened here.
         track: Where curves go, one of :data:`encoders.tracking.TRACKERS`; None = nowhere.
         reading: Told bytes tokenised.

@@ -17,8 +17,8 @@ from encoders.evidence import (
     evidence_names,
 )
 from encoders.inputs import ItemInputs, UserInputs
+from encoders.loaded_artifact import Artifact
 from encoders.table import EmbeddingTable
-from serving.artifact import Artifact
 from serving.scoring import Scorer
 from tests.serving.conftest import toy_manifest
 from tests.training.world import LENGTH, SCENES, START, WIDTH, make_world

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders.evidence import evidence_names
+from encoders.loaded_artifact import Artifact, load_artifact
 from encoders.table import EmbeddingTable
 from feature_repo.artifact import PROGRAM_INPUTS, ArtifactManifest
 from feature_repo.behavior import behavior_id, item_key
 from feature_repo.catalog import Catalog
 from feature_repo.features import ItemFeatures, SceneSequence, UserFeatures
 from feature_repo.home import Home
-from serving.artifact import Artifact, load_artifact
 from serving.preparation import RankerConfig
 from serving.ranker import Ranker
 

@@ -11,9 +11,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
+from encoders.loaded_artifact import Artifact
 from feature_repo.home import Home
 from serving.app import AppSettings
-from serving.artifact import Artifact
 from serving.security import ApiKeys, new_key
 from tests.serving.chromium import VARIABLE, chromium
 from tests.serving.conftest import ITEMS, USERS, ToyUser, World, expected_logit

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders.evidence import evidence_names
+from encoders.loaded_artifact import Artifact
 from encoders.table import EmbeddingTable
 from feature_repo.behavior import behavior_id
 from feature_repo.errors import ArtifactError, LongtrailError, MissingStepError, StoreError
 from feature_repo.features import ItemFeatures
-from serving.artifact import Artifact
 from serving.history import History
 from serving.preparation import RankerConfig
 from serving.ranker import Ranker

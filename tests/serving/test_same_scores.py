@@ -11,15 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.inputs import history_keys, user_inputs
-from feature_repo.artifact import PROGRAM_FILE
+from encoders.loaded_artifact import Artifact, load_artifact
 from feature_repo.catalog import Catalog
 from feature_repo.features import ItemFeatures, KeptOutputs, UserFeatures
-from serving.artifact import Artifact, load_artifact
 from serving.ranker import Ranker
 from tests.training.world import LENGTH, SCENES, World, make_world, small_recipe
 from training.dataset import ClickData, read_clicks
 from training.impressions import load_impressions
-from training.program import load_program
 from training.scoring import score
 from training.train import train
 
@@ -74,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def offline(world: World) -> dict[tuple[str, str], float]:
     """Request and item -> logit of offline evaluation."""
     sources, logits = world.sources, {}
-    program = load_program(sources.home.runs / "bahe" / PROGRAM_FILE)
+    program = load_artifact(sources.home, "bahe").score
     for split in SPLITS:
         data: ClickData = read_clicks(
             load_impressions(sources.home, sources.manifest, split),

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance
 
+from encoders.loaded_artifact import Artifact
 from feature_repo.home import Home
 from serving.app import create_app
-from serving.artifact import Artifact
 from serving.deployment import Deployment
 from tests.serving.conftest import World
 from tests.serving.stand_in import EventList, toy_directory

@@ -41,11 +41,11 @@ class Options:
 
 
 def main(options: Options, folder: Path | None) -> None:
+    from encoders.loaded_artifact import load_artifact
     from feature_repo.artifact import current_run
     from feature_repo.features import UserFeatures
     from feature_repo.home import Home
     from serving.app import AppSettings, create_app
-    from serving.artifact import load_artifact
     from serving.deployment import Deployment, HomeFollower
     from serving.logs import configure_logs
     from serving.metrics import Metrics, forget_worker

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.loaded_artifact import read_program
 from feature_repo.artifact import PROGRAM_INPUTS
 from tests.training.world import SCENES, random_inputs, small_schema
 from training.baselines import DinAttention
@@ -11,7 +12,7 @@ from training.build import build_model, fit_inputs
 from training.candidates import FlatCandidates
 from training.config import DcnConfig, DinIdsConfig, DinTextConfig
 from training.item_ids import ItemEmbedding
-from training.program import load_program, save_program
+from training.program import save_program
 from training.recipes import RECIPES
 
 DIN_IDS = DinIdsConfig(id_width=4, attention_hidden=5, hidden=(8,))
@@ -55,7 +56,7 @@ def test_candidates_are_scored_one_by_one_and_padding_changes_nothing(config):
 def test_exported_program_equals_the_eager_model(config, tmp_path):
     model = make(config)
     save_program(model, small_schema(), tmp_path / "score.pt2")
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     for sizes in ((1, 1, 2), (6, 9, 40)):
         inputs = random_inputs(*sizes, seed=sum(sizes))
         torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)

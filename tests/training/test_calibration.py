@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from encoders.loaded_artifact import read_program
 from feature_repo.artifact import Calibration
 from tests.training.world import random_inputs, small_schema
 from training.build import build_model
@@ -19,7 +20,7 @@ from training.calibration import (
 )
 from training.config import PopularityConfig
 from training.metrics import logloss
-from training.program import load_program, save_program
+from training.program import save_program
 from training.scoring import probabilities
 
 
@@ -148,7 +149,7 @@ def test_the_exported_program_applies_the_map(tmp_path):
     inputs[8] = inputs[8].abs() * 20  # counts, so that the logits meet every piece of the map
     with torch.inference_mode():
         raw = model(*inputs).numpy()
-        found = load_program(tmp_path / "score.pt2")(*inputs).numpy()
+        found = read_program(tmp_path / "score.pt2").module()(*inputs).numpy()
     assert raw.min() < 2
     assert raw.max() > 3
     np.testing.assert_allclose(found, calibrate(calibration, raw), rtol=1e-5, atol=1e-5)

@@ -1,6 +1,7 @@
 """Two processes on the CPU against one: the same loss, the same weights up to rounding."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -143,8 +144,19 @@ def test_random_streams_depend_on_their_numbers_and_the_process():
     assert all(streams.count(stream) == 1 for stream in streams)
 
 
-def test_threads_are_shared_by_the_processes_of_a_machine():
+def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    for processes, share in ((1, 6), (2, 3)):
+        with torch_threads(None, num_local_processes=processes) as number:
+            assert number == share
+    # Told from outside, one process does so; torchrun tells its processes 1, whatever the cores.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with torch_threads(2), torch_threads(None) as number:
+        assert number == 2  # what torch has made of the variable
+    with torch_threads(None, num_local_processes=2) as number:
+        assert number == 3
     with torch_threads(None, num_local_processes=10_000) as number:
         assert number == torch.get_num_threads() == 1
     with torch_threads(3) as number:

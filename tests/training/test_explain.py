@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.loaded_artifact import load_artifact
 from tests.training.world import make_world, small_recipe
 from training.explain import explain, explain_examples
 from training.impressions import load_impressions
-from training.program import load_program
 from training.scoring import score
 from training.train import read_splits, train
 
@@ -21,7 +21,7 @@ def test_the_logit_is_that_of_the_program(world):
     sources = world.sources
     rows = load_impressions(sources.home, sources.manifest, "test")
     data = read_splits(sources, small_recipe().sequence_length)["test"]
-    program = load_program(sources.home.runs / "explained" / "score.pt2")
+    program = load_artifact(sources.home, "explained").score
     table = sources.table.vectors
 
     logits = score(program, torch.from_numpy(table), data, truncate=False)

@@ -11,9 +11,10 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrai
 from encoders.batches import TokenizedTexts
 from encoders.config import EncoderConfig
 from encoders.fingerprint import describe_encoder
+from encoders.loaded_artifact import load_artifact, read_program
 from encoders.pretrained import quiet_transformers
 from encoders.table import EmbeddingTable
-from feature_repo.artifact import PROGRAM_FILE, PROGRAM_INPUTS, load_run_manifest
+from feature_repo.artifact import PROGRAM_INPUTS, load_run_manifest
 from feature_repo.errors import ArtifactError
 from tests.training import world as small
 from tests.training.world import LENGTH, SCENES, WIDTH, make_world
@@ -22,7 +23,7 @@ from training.build import build_model, fit_inputs, pretrained_layers, texts_to_
 from training.config import FullTextConfig
 from training.full_text import FullText
 from training.optimization import make_optimizer
-from training.program import load_program, save_program
+from training.program import save_program
 from training.recipes import RECIPES, Recipe, TrainingConfig
 from training.schema import InputSchema
 from training.scoring import score
@@ -213,7 +214,7 @@ def test_exported_program_equals_the_eager_model_for_other_sizes(kind, changes, 
     table = random_inputs(1, 1, NUM_ROWS)[0]
     model, _ = make(kind, table=table, **changes)
     save_program(model, small_schema(), tmp_path / "score.pt2")
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     for sizes in ((1, 1), (6, 3)):
         inputs = random_inputs(*sizes, NUM_ROWS, seed=sum(sizes))
         inputs[0] = torch.cat([table, torch.randn(5, WIDTH)])
@@ -445,7 +446,7 @@ def test_a_run_learns_what_the_texts_tell_and_can_be_loaded_again(text_world):
     model = load_model(sources, load_run_manifest(sources.home, "full_text_tiny"))
     table = torch.from_numpy(sources.table.vectors)
     eager = score(model, table, data["test"], truncate=True)
-    program = load_program(result.folder / PROGRAM_FILE)
+    program = load_artifact(sources.home, result.run).score
     exported = score(program, table, data["test"], truncate=False)
     np.testing.assert_allclose(exported, eager, atol=1e-4)
 

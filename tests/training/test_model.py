@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from encoders.loaded_artifact import read_program
 from feature_repo.artifact import PROGRAM_INPUTS
 from tests.training.world import (
     LENGTH,
@@ -26,7 +27,7 @@ from training.config import (
     RepeatCountConfig,
 )
 from training.item_ids import ItemEmbedding
-from training.program import load_program, save_program
+from training.program import save_program
 from training.program_inputs import ProgramInputs
 from training.schema import InputSchema
 
@@ -137,7 +138,7 @@ def test_padded_candidates_change_nothing(config):
 def test_exported_program_equals_the_eager_model_for_other_sizes(config, tmp_path):
     model = make(config)
     save_program(model, small_schema(), tmp_path / "score.pt2")
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     for sizes in ((1, 1, 2), (1, 7, 30), (6, 1, 9), (7, 12, 100)):
         inputs = random_inputs(*sizes, seed=sum(sizes))
         torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
@@ -153,7 +154,7 @@ def test_export_works_with_one_scene_and_no_features_at_all(tmp_path):
     inputs[5] = inputs[5][:, :0]
     for place in (8, 9, 10, 11):
         inputs[place] = inputs[place][..., :0]
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
 
 

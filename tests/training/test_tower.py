@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from encoders.loaded_artifact import read_program
 from encoders.split import DeepHalf
 from feature_repo.errors import EncoderError
 from tests.training.world import (
@@ -20,7 +21,7 @@ from tests.training.world import (
 from training.candidates import FlatCandidates
 from training.deep_half import add_adapters
 from training.optimization import make_average, make_optimizer
-from training.program import load_program, save_program
+from training.program import save_program
 from training.program_inputs import ClickModel, ProgramInputs
 from training.recipes import TrainingConfig
 from training.tower import Tower
@@ -301,7 +302,7 @@ OPTIONS = (
 def test_every_option_can_be_exported(options, tmp_path):
     model = make(small_deep_half(1) if options.get("use_deep_half", True) else None, **options)
     save_program(model, small_schema(), tmp_path / "score.pt2")
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     for sizes in ((1, 1, 2), (6, 9, 40)):
         inputs = random_inputs(*sizes, seed=sum(sizes))
         torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from encoders.checkpoint import checkpoint_folder
+from encoders.loaded_artifact import load_artifact, read_program
 from feature_repo.artifact import ArtifactManifest, current_run, load_run_manifest
 from feature_repo.errors import ArtifactError, DataSetError
 from tests.training.world import LENGTH, SCENES, make_world, small_recipe
@@ -22,7 +23,6 @@ from training.calibration import CalibratedModel
 from training.checkpoint import find_unfinished
 from training.dataset import read_clicks
 from training.impressions import load_impressions
-from training.program import load_program, pickled_members
 from training.recipes import RECIPES, Recipe, TrainingConfig
 from training.scoring import probabilities, score
 from training.train import read_splits, train
@@ -60,7 +60,6 @@ def test_artifact_says_what_it_is(world, bahe):
         "items.pt2",
         "manifest.json",
         "reference.json",
-        "score.pt2",
         "users.pt2",
         "weights.safetensors",
     ]
@@ -68,20 +67,19 @@ def test_artifact_says_what_it_is(world, bahe):
 
 
 def test_nothing_in_the_archive_is_pickled(bahe, tmp_path):
-    path = bahe.folder / "score.pt2"
-    assert pickled_members(path) == []
-    with zipfile.ZipFile(path) as archive:
-        # A pickle of protocol 2 or later begins with 0x80 and its protocol; zips begin with PK.
-        for info in archive.infolist():
-            begin = archive.read(info)[:2]
-            assert not (info.filename.endswith((".pt", ".pkl")) and begin), info.filename
-    poisoned = tmp_path / "score.pt2"
+    for path in bahe.folder.glob("*.pt2"):
+        with zipfile.ZipFile(path) as archive:
+            # A pickle of protocol 2 or later begins with 0x80 and its protocol; zips begin with PK.
+            for info in archive.infolist():
+                begin = archive.read(info)[:2]
+                assert not (info.filename.endswith((".pt", ".pkl")) and begin), info.filename
+    path, poisoned = bahe.folder / "head.pt2", tmp_path / "head.pt2"
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(poisoned, "w") as copy:
         for info in archive.infolist():
             content = b"\x80\x02." if info.filename.endswith(".pt") else archive.read(info)
             copy.writestr(info.filename, content)
-    with pytest.raises(ArtifactError, match="holds a pickled file"):
-        load_program(poisoned)
+    with pytest.raises(ArtifactError, match="would be unpickled"):
+        read_program(poisoned)
 
 
 def test_program_scores_what_the_eager_model_scores(world, bahe):
@@ -97,7 +95,7 @@ def test_program_scores_what_the_eager_model_scores(world, bahe):
     manifest = load_run_manifest(sources.home, "bahe")
     model = CalibratedModel(load_model(sources, manifest), manifest.calibration)
     eager = score(model, table, data, truncate=True)
-    program = score(load_program(bahe.folder / "score.pt2"), table, data, truncate=False)
+    program = score(load_artifact(sources.home, "bahe").score, table, data, truncate=False)
     np.testing.assert_allclose(program, eager, atol=1e-4)
 
 
@@ -281,34 +279,34 @@ def test_a_share_of_the_contexts_is_learned_from_and_all_else_is_scored(world):
 def test_every_baseline_trains_and_writes_an_artifact(world, name):
     result = train(world.sources, RECIPES[name](), run=name, threads=1)
     assert 0 <= result.metrics["test"]["auc"] <= 1
-    assert callable(load_program(result.folder / "score.pt2"))
+    assert callable(load_artifact(world.sources.home, name).score)
 
 
 @pytest.mark.parametrize(
-    ("changes", "parts"),
+    ("changes", "programs"),
     [
         ({"id_width": 4}, {"users.pt2", "items.pt2", "head.pt2"}),
-        ({"attention_over": "states"}, set()),
+        ({"attention_over": "states"}, {"score.pt2"}),
     ],
 )
-def test_options_of_the_head_reach_the_artifact(tmp_path, changes, parts):
+def test_options_of_the_head_reach_the_artifact(tmp_path, changes, programs):
     sources = make_world(tmp_path / "home", num_users=48).sources
     recipe = small_recipe("options", epochs=1)
     # No deep half: its "states" are then the vectors with position and age, and export is quick.
     recipe = replace(recipe, model=replace(recipe.model, use_deep_half=False, **changes))
     result = train(sources, recipe, run="options", threads=1)
-    assert {path.name for path in result.folder.iterdir()} - parts == {
-        *("manifest.json", "reference.json", "score.pt2", "weights.safetensors")
+    assert {path.name for path in result.folder.iterdir()} == {
+        *("manifest.json", "reference.json", "weights.safetensors"),
+        *programs,
     }
-    assert parts <= {path.name for path in result.folder.iterdir()}
     manifest = load_run_manifest(sources.home, "options")
-    assert (manifest.parts is not None) is bool(parts)
+    assert (manifest.parts is None) is (programs == {"score.pt2"})
     model = load_model(sources, manifest)
     if "id_width" in changes:
         assert set(model.ids.keys.tolist()) > {0}  # the items of the training rows
     data = read_splits(sources, LENGTH)["test"]
     table = torch.from_numpy(sources.table.vectors)
-    program = load_program(result.folder / "score.pt2")
+    program = load_artifact(sources.home, "options").score
     calibrated = CalibratedModel(model, manifest.calibration)
     np.testing.assert_allclose(
         score(program, table, data, truncate=False),

@@ -9,6 +9,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from encoders.inputs import ItemInputs, UserInputs
+from encoders.loaded_artifact import load_artifact, read_program
 from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.errors import LongtrailError
 from tests.training.world import (
@@ -27,7 +28,7 @@ from training.config import EnsembleConfig, TreesConfig
 from training.dataset import ClickData
 from training.impressions import Impressions
 from training.metrics import auc, row_losses
-from training.program import load_program, save_program
+from training.program import save_program
 from training.program_inputs import ProgramInputs
 from training.recipes import RECIPES
 from training.scoring import probabilities, score
@@ -269,7 +270,7 @@ def grown() -> Trees:
 
 def test_exported_program_equals_the_eager_model(grown, tmp_path):
     save_program(grown, small_schema(), tmp_path / "score.pt2")
-    program = load_program(tmp_path / "score.pt2")
+    program = read_program(tmp_path / "score.pt2").module()
     for sizes in ((1, 1, 2), (6, 9, 40)):
         inputs = random_inputs(*sizes, seed=sum(sizes))
         found = program(*inputs)
@@ -335,7 +336,7 @@ def test_a_run_of_no_epochs_writes_an_artifact_that_loads_again(tmp_path):
     calibrated = CalibratedModel(model, manifest.calibration)
     table = torch.from_numpy(sources.table.vectors)
     eager = score(calibrated, table, data["test"], truncate=True)
-    program = load_program(result.folder / "score.pt2")
+    program = load_artifact(sources.home, "grown").score
     np.testing.assert_allclose(
         score(program, table, data["test"], truncate=False), eager, atol=1e-5
     )

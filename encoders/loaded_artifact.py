@@ -1,4 +1,4 @@
-"""A trained model's folder, opened for serving: checked first, then loaded, never unpickled.
+"""A trained model's folder, opened to score with: checked first, then loaded, never unpickled.
 
 The exported program is code that PyTorch runs, so open only artifacts whose origin is known. What
 is refused here is every archive member that PyTorch would hand to ``pickle``: data would become
@@ -69,6 +69,14 @@ class Parts:
     items: Callable[..., Tensor]
     head: Callable[..., Tensor]
 
+    def score(self, *inputs: Tensor) -> Tensor:
+        """One after another: tensors in the order of ``PROGRAM_INPUTS`` -> logits [B, C]."""
+        by_name = dict(zip(PROGRAM_INPUTS, inputs, strict=True))
+        table, rows = by_name["table"], by_name["candidate_rows"]
+        users = self.users(table, by_name["history_rows"], by_name["history_ages"])
+        items = self.items(table, rows.flatten()).reshape(*rows.shape, -1)
+        return self.head(users, items, *inputs)
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -77,7 +85,7 @@ class Artifact:
     Args:
         manifest: What the model is and what it reads.
         score: The program: tensors in the order of ``PROGRAM_INPUTS`` -> logits [B, C].
-        parts: The same in three; None where the model has none.
+        parts: What it is made of; None where it is one program.
     """
 
     manifest: ArtifactManifest
@@ -124,13 +132,25 @@ def load_artifact(home: Home, run: str) -> Artifact:
         )
     manifest = _read_manifest(folder / MANIFEST_FILE)
     check_run_folder(folder, manifest)
-    artifact = Artifact(
-        manifest=manifest,
-        score=_load_program(folder / PROGRAM_FILE, _input_shapes(manifest)),
-        parts=None if manifest.parts is None else _load_parts(folder, manifest, manifest.parts),
-    )
+    artifact = open_programs(folder, manifest)
     _log.info("loaded run %s from %s", manifest.run, folder)
     return artifact
+
+
+def open_programs(folder: Path, manifest: ArtifactManifest) -> Artifact:
+    """The programs in a folder.
+
+    Args:
+        folder: Where they lie.
+        manifest: What it must say of them; it need not be there yet.
+
+    Raises:
+        ArtifactError: If one is missing, is broken, carries pickled data or is another model's.
+    """
+    if manifest.parts is None:
+        return Artifact(manifest, _load_program(folder / PROGRAM_FILE, _input_shapes(manifest)))
+    parts = _load_parts(folder, manifest, manifest.parts)
+    return Artifact(manifest, parts.score, parts)
 
 
 _Shape = tuple[int | None, ...]
@@ -153,7 +173,7 @@ def _load_parts(folder: Path, manifest: ArtifactManifest, form: ProgramParts) ->
 
 
 def _load_program(path: Path, shapes: dict[str, _Shape]) -> Callable[..., Tensor]:
-    program = _read_program(path)
+    program = read_program(path)
     _check_signature(program, shapes, path)
     module = program.module()
     # The sizes of every call follow from the manifest, which was just compared; checking them again
@@ -193,7 +213,12 @@ def _read_manifest(path: Path) -> ArtifactManifest:
         ) from error
 
 
-def _read_program(path: Path) -> ExportedProgram:
+def read_program(path: Path) -> ExportedProgram:
+    """One exported program.
+
+    Raises:
+        ArtifactError: If the file is missing, is broken or carries pickled data.
+    """
     # One read into memory: what was checked is what is loaded.
     content = _read_bytes(path)
     try:

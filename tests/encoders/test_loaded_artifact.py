@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from encoders.loaded_artifact import load_artifact
 from feature_repo.artifact import current_run, load_run_manifest
 from feature_repo.errors import ArtifactError, MissingStepError
-from serving.artifact import load_artifact
 from tests.serving.conftest import (
     EVIDENCE,
     RUN,
