@@ -1,1 +1,1 @@
-"""Measurements; each module is a program: ``python -m benchmarks.bench_<what>``."""
+"""Measurements: ``python -m benchmarks.bench_<what>``; the other modules are theirs."""

@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-tuning", action="store_true", help="plain vectors only")
-    parser.add_argument(
-        "--no-ablations", action="store_true", help="leave out seven more trainings"
-    )
+    parser.add_argument("--no-ablations", action="store_true", help="leave out six more trainings")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)

@@ -5,8 +5,8 @@
     manifest.json       this document
     weights.safetensors the trained weights
     score.pt2           the exported program: program inputs -> logits
-    users.pt2           its parts, where the model has deep outputs (:class:`ProgramParts`)
-    items.pt2
+    users.pt2           in its place, where the model has deep outputs, what it is made of
+    items.pt2           (:class:`ProgramParts`)
     head.pt2
     reference.json      how the training rows were distributed (:mod:`feature_repo.drift`)
 
@@ -133,7 +133,7 @@ class ArtifactManifest(Document):
     metrics: dict[str, dict[str, Any]]
     """Split -> metric -> value."""
     parts: ProgramParts | None = None
-    """None where the program cannot be split."""
+    """None where the program is one file."""
     calibration: Calibration | None = None
     """What the program does to the weights' logits; fitted on the validation split."""
 

@@ -117,7 +117,7 @@ class BucketedView:
             buckets = event_buckets(home)
             sizes = {b: pq.read_metadata(path).num_rows for b, path in buckets.items()}
             total = sum(sizes.values())
-            settings = settings_hash(self.settings)
+            settings = settings_hash(self.schema, self.settings)
             states = self._usable_states(settings, set(buckets))
             num_rows = num_new_rows = num_built = 0
             with engine(home, name, threads=threads) as connection:
@@ -222,11 +222,13 @@ class WholeView:
 
     Args:
         folder: Where its files lie.
+        schema: Of its files.
         settings: JSON values besides the events on which the rows depend.
         write: Makes the files.
     """
 
     folder: Path
+    schema: pa.Schema
     settings: dict[str, Any]
     write: WriteParts
 
@@ -247,7 +249,7 @@ class WholeView:
                 events_identity(connection.read_parquet(path), connection).model_dump(mode="json")
                 for path in buckets.values()
             ]
-            fingerprint = settings_hash({**self.settings, "events": identities})
+            fingerprint = settings_hash(self.schema, {**self.settings, "events": identities})
             state = self._usable_state()
             if state is not None and state.fingerprint == fingerprint:
                 progress(total, total)
@@ -299,9 +301,11 @@ def events_identity(events: Any, connection: Any) -> EventsIdentity:
     )
 
 
-def settings_hash(settings: dict[str, Any]) -> str:
-    """Hash of JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+def settings_hash(schema: pa.Schema, settings: dict[str, Any]) -> str:
+    """Hash of columns and of JSON values, whatever the order of their keys."""
+    columns = [(column.name, str(column.type)) for column in schema]
+    content = json.dumps([columns, settings], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def file_fingerprint(path: Path) -> str:

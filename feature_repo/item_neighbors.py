@@ -113,7 +113,8 @@ def build_item_neighbors(
             pq.write_table(schema.empty_table(), folder / "part-00000.parquet")
         return files
 
-    return WholeView(home.view(VIEW), settings, write).build(home, progress, threads=threads)
+    view = WholeView(home.view(VIEW), schema, settings, write)
+    return view.build(home, progress, threads=threads)
 
 
 @dataclass(frozen=True)

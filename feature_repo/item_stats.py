@@ -97,7 +97,6 @@ def build_item_stats(
     settings = view_settings(
         manifest,
         version=VERSION,
-        columns=[column.model_dump() for column in manifest.item_columns],
         last_event=manifest.last_event.isoformat(),
         items=file_fingerprint(home.items),
     )
@@ -134,7 +133,8 @@ def build_item_stats(
             done(index, num_parts)
         return files
 
-    return WholeView(home.view(VIEW), settings, write).build(home, progress, threads=threads)
+    view = WholeView(home.view(VIEW), schema, settings, write)
+    return view.build(home, progress, threads=threads)
 
 
 def _part(table: Any, index: int, num_parts: int) -> Any:

@@ -1,8 +1,9 @@
 """Offline features in parquet files: the embedded profile.
 
-Feast's own join is an inequality join that carries every feature: 435k snapshots of sequences
-against 100k requests took it 38 s and 8 GB. Here only keys and times are joined (ASOF, n log n),
-then just the rows that were found are read. A test proves both equal, value by value.
+Feast's own join is an inequality join that carries every feature: 100,000 requests against 399,998
+snapshots of sequences took it 17.6 s and 10.6 GiB (``benchmarks.bench_historical``). Here only keys
+and times are joined (ASOF, n log n), then just the rows that were found are read. A test proves
+both equal, value by value.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -1,7 +1,7 @@
 """The one reader: features as numpy arrays, the same offline and online.
 
-Nothing else in the project asks Feast for features. What a store does differently is levelled here:
-row order and count, time zones, expired rows, unknown keys, nulls.
+Whatever lies above this package asks for features here alone. What a store does differently is
+levelled here: row order and count, time zones, expired rows, unknown keys, nulls.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ from serving.answers import UserPath
 from serving.schemas import Body, examples
 
 MAX_CONTRIBUTIONS = 5
-"""Of a ranked item, the strongest; `/v1/explain` gives all."""
+"""Of a ranked item, the strongest; `/v1/explain` gives all that were left out."""
 
 
 class BehaviorEntry(Body):
@@ -123,7 +123,7 @@ class ExplainResponse(Body):
             "score_without_history": 0.08,
             "contributions": [
                 {
-                    "text": "bought white hanging heart t-light holder",
+                    "text": "white hanging heart t-light holder",
                     "scene": "purchase",
                     "time": "2011-11-27T10:02:00Z",
                     "count": 3,
@@ -155,7 +155,7 @@ class UserResponse(Body):
             "at": "2011-12-09T12:50:00.000001Z",
             "history": [
                 {
-                    "text": "bought white hanging heart t-light holder",
+                    "text": "white hanging heart t-light holder",
                     "scene": "purchase",
                     "time": "2011-11-27T10:02:00Z",
                     "item_id": "85123A",

@@ -222,7 +222,7 @@ class EventsRequest(Body):
                     "event_id": "order-581587-1",
                     "user_id": "14911",
                     "scene": "purchase",
-                    "text": "bought white hanging heart t-light holder",
+                    "text": "white hanging heart t-light holder",
                     "item_id": "85123A",
                 }
             ]

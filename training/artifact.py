@@ -1,6 +1,7 @@
-"""Artifact folders: written once at the end of a run, read by evaluate, export and serving.
+"""What an artifact's folder says of its recipe, and the eager model with its weights.
 
-Their form is :mod:`feature_repo.artifact`.
+The folder's form is :mod:`feature_repo.artifact`; its programs are opened by
+:mod:`encoders.loaded_artifact`.
 """
 
 import importlib.metadata

@@ -5,8 +5,8 @@ The order of the data is a function of (seed, epoch), and what a step draws at r
 tensors, and it ends with the bits it would have had.
 
 Several processes share every pass over a batch, so that a step sees the same rows whatever their
-number. Sums are then rounded in another order and dropout hits other rows; without dropout the
-loss is the same up to rounding.
+number. Sums are then rounded in another order, dropout hits other rows, and BAHE's auxiliary loss
+sees the items of a process' share alone; without these two the loss is the same up to rounding.
 """
 
 import logging

@@ -79,7 +79,7 @@ def evaluate(
 
     Bits per byte by source, the tasks, tokens per word and byte, characters per second. MODELS are
     names of models made here, folders, or names on the hub; the others are compared with the first.
-    Without any: the last tuned model and those it was made from. What was measured of a model is
+    Without any: the model made last and those it was made from. What was measured of a model is
     kept in the home folder and not measured again.
 
     \b

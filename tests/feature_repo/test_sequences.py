@@ -242,6 +242,19 @@ def test_other_settings_rebuild_everything(tmp_path: Any) -> None:
     assert view_rows(home, VIEW, "user_id") == oracle(events, 3)
 
 
+def test_another_column_rebuilds_everything(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = shop()
+    manifest = make_manifest(events, SCENES, num_buckets=4)
+    home = write_tables(tmp_path, events, manifest)
+    build_sequences(home, manifest, silent)
+    assert build_sequences(home, manifest, silent).num_buckets_built == 0
+    *others, last = fields(manifest)
+    monkeypatch.setattr("feature_repo.sequences.fields", lambda _manifest: tuple(others))
+    assert build_sequences(home, manifest, silent).num_buckets_built == 4
+    for path in home.view(VIEW).glob("*.parquet"):
+        assert last.name not in pq.read_schema(path).names
+
+
 def test_killed_build_resumes_after_the_finished_buckets(tmp_path: Any) -> None:
     events = shop()
     manifest = make_manifest(events, SCENES, num_buckets=4)
