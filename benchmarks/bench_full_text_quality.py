@@ -1,13 +1,15 @@
 """Is BAHE as good as the language model over the full text? The paper's comparison, of quality.
 
-Both have the same numbers beside the texts, the same training rows (the given ones) and one pass:
+All have the same numbers beside the texts, the same training rows (the given ones) and one pass:
 
 - ``bahe_same_budget``: the recipe ``bahe_base``, its language model cut in two.
+- ``bahe_same_steps``: that with as many contexts per step as the next, so as many steps. In one
+  pass over few rows, larger batches leave the head with too few.
 - ``full_text_numeric``: the whole language model over the last 256 tokens of the history, learning
   end to end.
 
 What each costs is :mod:`benchmarks.bench_bahe_vs_full_text`'s. On two cores the whole language
-model takes hours; ``--context-share`` lets both learn from the same part of the requests. What is
+model takes hours; ``--context-share`` lets all learn from the same part of the requests. What is
 there already is not made again, so a benchmark that was killed goes on; the home folder is that of
 ``bench_quality``.
 
@@ -41,19 +43,23 @@ from feature_repo.home import Home
 from training.evaluate import measure
 from training.sources import Sources
 
+SAME_STEPS = "bahe_same_steps"
 FULL_TEXT = "full_text_numeric"
 
 
 def planned(context_share: float) -> dict[str, Seeded]:
-    """Both models and their runs, BAHE first.
+    """The models and their runs, the full text last.
 
     Args:
-        context_share: Of the given training rows' contexts; both learn from the same.
+        context_share: Of the given training rows' contexts; all learn from the same.
     """
     part = f"training.context_share={context_share}"
+    whole = one_pass("full_text", "model.use_numeric=true", part)
+    batch = f"training.batch_contexts={whole.training.batch_contexts}"
     recipes = {
         SAME_BUDGET: one_pass(SINGLE, part),
-        FULL_TEXT: one_pass("full_text", "model.use_numeric=true", part),
+        SAME_STEPS: one_pass(SINGLE, part, batch),
+        FULL_TEXT: whole,
     }
     suffix = "" if context_share == 1 else f"-share{context_share}"
     return {name: [once(recipe, name + suffix)] for name, recipe in recipes.items()}
@@ -76,18 +82,25 @@ def compare(sources: Sources, plan: Mapping[str, Seeded], threads: int) -> dict[
         for runs in plan.values():
             train_missing(sources, runs, threads)
         scored = score_all(sources, of)
-    first, second = plan
-    difference = measure(scored, of[first], against=of[second], started=started)
+    *others, rival = plan
     return {
         "dataset": sources.manifest.dataset,
         "rows": scored.rows,
         "threads": threads,
-        "context_shares": {
-            name: recipe.training.context_share for name, [(recipe, _)] in plan.items()
+        "training": {
+            name: {
+                "context_share": recipe.training.context_share,
+                "batch_contexts": recipe.training.batch_contexts,
+                "num_steps": scored.manifests[run].config["validations"][-1]["step"],
+            }
+            for name, [(recipe, run)] in plan.items()
         },
         "encoder": sources.table.fingerprint,
-        "compared": [first, second],
-        "by_slice": compared(difference),
+        "rival": rival,
+        "differences": {
+            name: compared(measure(scored, of[name], against=of[rival], started=started))
+            for name in others
+        },
         "models": {
             name: figures(measure(scored, runs, started=started)) for name, runs in of.items()
         },
@@ -102,14 +115,21 @@ def page(found: Mapping[str, Any]) -> str:
     Args:
         found: Of :func:`compare`.
     """
-    differences = {" - ".join(f"`{name}`" for name in found["compared"]): found["by_slice"]}
-    [share] = set(found["context_shares"].values())
+    differences = {
+        f"`{name}` - `{found['rival']}`": by_slice
+        for name, by_slice in found["differences"].items()
+    }
+    [share] = {training["context_share"] for training in found["training"].values()}
+    steps = ", ".join(
+        f"`{name}` in {training['num_steps']:,} steps of {training['batch_contexts']} contexts"
+        for name, training in found["training"].items()
+    )
     part = "all" if share == 1 else f"{share:.0%} of the"
     caption = (
-        f"{found['dataset']}, {found['rows']} rows, learned from {part} given training requests, "
-        f"vectors of encoder `{found['encoder']}`, one seed each. 95 % "
-        "intervals by bootstrap over users, those of differences on the same draws; a difference "
-        "of logloss below 0 is better."
+        f"{found['dataset']}, {found['rows']} rows, learned from {part} given training requests "
+        f"({steps}), vectors of encoder `{found['encoder']}`, one seed each. 95 % intervals by "
+        "bootstrap over users, those of differences on the same draws; a difference of logloss "
+        "below 0 is better."
     )
     parts = [caption, models_table(found["models"]), *difference_tables(differences)]
     return "\n\n".join([*parts, *bullets(found["notes"])])

@@ -5,18 +5,25 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.bench_full_text_quality import FULL_TEXT, compare, page, planned
+from benchmarks.bench_full_text_quality import (
+    FULL_TEXT,
+    SAME_STEPS,
+    compare,
+    page,
+    planned,
+)
 from benchmarks.quality_plan import SAME_BUDGET, once
 from tests.training.world import make_world
 from training.config import BaheConfig, FullTextConfig
 from training.recipes import RECIPES
 
 
-def test_both_have_one_budget_and_the_same_numbers_and_are_never_served():
+def test_all_have_one_budget_and_the_same_numbers_and_are_never_served():
     plan = planned(1.0)
-    [(bahe, bahe_run)], [(whole, whole_run)] = plan[SAME_BUDGET], plan[FULL_TEXT]
-    assert bahe_run != whole_run
-    for recipe in (bahe, whole):
+    (bahe, _), (small_batches, _), (whole, _) = (runs[0] for runs in plan.values())
+    assert list(plan) == [SAME_BUDGET, SAME_STEPS, FULL_TEXT]
+    assert len({run for [(_, run)] in plan.values()}) == 3
+    for recipe in (bahe, small_batches, whole):
         assert recipe.training.epochs == 1
         assert not recipe.training.extra_requests
         assert recipe.baseline
@@ -26,11 +33,14 @@ def test_both_have_one_budget_and_the_same_numbers_and_are_never_served():
         training=replace(RECIPES["bahe_base"]().training, epochs=1, extra_requests=False),
         baseline=True,
     )
+    batch = whole.training.batch_contexts
+    assert batch < bahe.training.batch_contexts
+    assert small_batches == replace(bahe, training=replace(bahe.training, batch_contexts=batch))
     assert isinstance(whole.model, FullTextConfig)
     assert whole.model == replace(FullTextConfig(), use_numeric=True)
 
 
-def test_a_share_is_the_same_for_both_and_has_runs_of_its_own():
+def test_a_share_is_the_same_for_all_and_has_runs_of_its_own():
     whole, part = planned(1.0), planned(0.25)
     for name, [(recipe, run)] in part.items():
         [(all_of_it, first)] = whole[name]
@@ -41,31 +51,37 @@ def test_a_share_is_the_same_for_both_and_has_runs_of_its_own():
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> dict:
-    """Two quick models; what is compared is named by the plan."""
+    """Quick models; what is compared is named by the plan."""
     world = make_world(tmp_path_factory.mktemp("full_text") / "home", num_users=24)
-    names = ("dcn_v2", "popularity")
+    names = ("dcn_v2", "mean_pooling", "item_only")
     return compare(world.sources, {name: [once(RECIPES[name](), name)] for name in names}, 1)
 
 
-def test_the_difference_is_the_first_models_less_the_seconds(told):
-    assert told["compared"] == ["dcn_v2", "popularity"] == list(told["models"])
-    first, second = told["models"].values()
-    for figure in ("auc", "logloss"):
-        values = told["by_slice"]["all"][figure]
-        assert values["difference"] == pytest.approx(first[figure] - second[figure])
-        assert values["low"] <= values["difference"] <= values["high"]
-    assert told["by_slice"]["all"]["auc"]["difference"] != 0
+def test_differences_are_those_to_the_last_model(told):
+    *others, rival = told["models"].items()
+    assert told["rival"] == rival[0] == "item_only"
+    assert list(told["differences"]) == [name for name, _ in others] == ["dcn_v2", "mean_pooling"]
+    for name, model in others:
+        for figure in ("auc", "logloss"):
+            values = told["differences"][name]["all"][figure]
+            assert values["difference"] == pytest.approx(model[figure] - rival[1][figure])
+            assert values["low"] <= values["difference"] <= values["high"]
+        assert told["differences"][name]["all"]["auc"]["difference"] != 0
     assert json.loads(json.dumps(told)) == told
 
 
-def test_the_page_has_both_models_and_their_difference(told):
+def test_the_page_has_all_models_and_their_differences(told):
     lines = page(told).splitlines()
-    auc = told["by_slice"]["all"]["auc"]
-    cell = f"{auc['difference']:+.4f} [{auc['low']:+.4f}, {auc['high']:+.4f}]"
-    assert [line for line in lines if line.startswith(f"| `dcn_v2` - `popularity` | {cell} |")]
+    for name, by_slice in told["differences"].items():
+        auc = by_slice["all"]["auc"]
+        cell = f"{auc['difference']:+.4f} [{auc['low']:+.4f}, {auc['high']:+.4f}]"
+        assert [line for line in lines if line.startswith(f"| `{name}` - `item_only` | {cell} |")]
     assert "learned from all given training requests" in lines[0]
-    part = told | {"context_shares": dict.fromkeys(told["models"], 0.25)}
-    assert "learned from 25% of the given training requests" in page(part)
+    steps = told["training"]["dcn_v2"]["num_steps"]
+    assert steps > 1
+    assert f"`dcn_v2` in {steps:,} steps of 64 contexts" in lines[0]
+    quarter = {name: one | {"context_share": 0.25} for name, one in told["training"].items()}
+    assert "learned from 25% of the given training requests" in page(told | {"training": quarter})
     for name, values in told["models"].items():
         cell = f"{values['auc']:.4f} [{values['auc_low']:.3f}, {values['auc_high']:.3f}]"
         assert [line for line in lines if line.startswith(f"| `{name}` | {cell} |")]
