@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.loaded_artifact import load_artifact
+from encoders.loaded_artifact import open_programs
 from feature_repo.artifact import ArtifactManifest, load_run_manifest
 from feature_repo.progress import Progress, in_rounds, silent
 from training.comparison import compare, compare_slices
@@ -189,7 +189,7 @@ def score_runs(
         table = torch.from_numpy(own.table.vectors)
         for manifest in members:
             logits[manifest.run] = score(
-                load_artifact(sources.home, manifest.run).score,
+                open_programs(sources.home.runs / manifest.run, manifest).score,
                 table,
                 data.last(manifest.sequence_length),
                 truncate=False,

@@ -95,7 +95,7 @@ def test_each_part_holds_its_own_weights_only(tmp_path):
     model = make_model()
     save_parts(model, CALIBRATION, small_schema(), tmp_path)
     names = {
-        part: set(torch.export.load(tmp_path / f"{part}.pt2").state_dict)
+        part: set(read_program(tmp_path / f"{part}.pt2").state_dict)  # refuses what is pickled
         for part in ("users", "items", "head")
     }
     assert all(".tower." in f".{name}." or ".space." in f".{name}." for name in names["users"])
